@@ -1,0 +1,16 @@
+/** The errors that stop a response. Whatever else goes wrong is an outcome in the custody log. */
+
+/** What the user typed cannot be meant; nothing was touched. */
+export class UsageError extends Error {
+  readonly exitCode = 2
+}
+
+/** Going on would harm or cannot work; nothing was touched. */
+export class RefusedError extends Error {
+  readonly exitCode = 4
+}
+
+/** Evidence could not be written, or does not match its hash. */
+export class EvidenceError extends Error {
+  readonly exitCode = 5
+}
