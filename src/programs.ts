@@ -4,11 +4,12 @@
  */
 import { randomUUID } from 'node:crypto'
 import fs from 'node:fs'
+import os from 'node:os'
 import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { execa, type Options } from 'execa'
 import { SEARCH_PATH } from './host.js'
-import type { Running, Seconds } from './step.js'
+import type { Argv, Running, Seconds } from './step.js'
 
 /** From the polite signal to SIGKILL, and from SIGKILL until a program counts as abandoned. */
 const TERM_GRACE: Seconds = 2
@@ -49,6 +50,8 @@ export interface ProgramIo {
   readonly maxBytes?: number
   /** Extra arguments behind those of the plan: a batch of file names. */
   readonly more?: readonly (string | Buffer)[]
+  /** Keep so much of what it says on standard error, for `said`; 4 KiB when absent. */
+  readonly stderrBytes?: number
 }
 
 export interface Program {
@@ -57,6 +60,8 @@ export interface Program {
   readonly stdout: Readable | undefined
   /** Never rejects. */
   readonly exit: Promise<Exit>
+  /** What it has said on standard error so far, as bytes, at most `stderrBytes`. */
+  said(): Buffer
   /** Ends it before its deadline; `exit` tells when it is gone. */
   stop(): void
 }
@@ -87,9 +92,12 @@ export function startProgram(running: Running, io: ProgramIo = {}): Program {
     cleanup: false,
   }
   const child = execa(running.argv[0], args, options)
-  let said = ''
+  const said: Buffer[] = []
+  let room = io.stderrBytes ?? STDERR_LIMIT
   child.stderr?.on('data', (chunk: Buffer) => {
-    if (said.length < STDERR_LIMIT) said += chunk.toString('utf8', 0, STDERR_LIMIT - said.length)
+    if (room <= 0) return
+    said.push(chunk.subarray(0, room))
+    room -= chunk.length
   })
   // A program that closes its input early is its own business, not an error of ours.
   child.stdin?.on('error', () => {})
@@ -151,7 +159,8 @@ export function startProgram(running: Running, io: ProgramIo = {}): Program {
     if (why === undefined) kill('SIGKILL')
     else killHard()
     living.delete(killHard)
-    await drained(child.stderr, child.stdout)
+    // A pipe that stays open is held by a descendant that left the group.
+    if (!(await drained(child.stderr, child.stdout))) killHard()
     const facts = typeof result === 'object' ? result : {}
     return {
       ...(facts.exitCode === undefined ? {} : { code: facts.exitCode }),
@@ -162,10 +171,10 @@ export function startProgram(running: Running, io: ProgramIo = {}): Program {
       flooded: why === 'flood',
       abandoned: left,
       seconds: (performance.now() - started) / 1000,
-      stderr: said.trim(),
+      stderr: Buffer.concat(said).toString('utf8', 0, STDERR_LIMIT).trim(),
     }
   })
-  return { pid: child.pid, stdout: child.stdout ?? undefined, exit, stop: interrupt }
+  return { pid: child.pid, stdout: child.stdout ?? undefined, exit, said: () => Buffer.concat(said), stop: interrupt }
 }
 
 /** Runs a program to its end. */
@@ -176,8 +185,8 @@ export function runProgram(running: Running, io: ProgramIo = {}): Promise<Exit> 
 /** Runs a program and keeps what it prints, at most `maxBytes`; for looks outside a case (doctor, batches of lsattr). */
 export async function captureProgram(
   running: Running,
-  io: { signal?: AbortSignal; maxBytes?: number; more?: readonly (string | Buffer)[] } = {},
-): Promise<{ exit: Exit; stdout: Buffer }> {
+  io: { signal?: AbortSignal; maxBytes?: number; more?: readonly (string | Buffer)[]; stderrBytes?: number } = {},
+): Promise<{ exit: Exit; stdout: Buffer; stderr: Buffer }> {
   const maxBytes = io.maxBytes ?? 16 << 20
   const { maxBytes: _, ...rest } = io
   const program = startProgram(running, { ...rest, stdout: 'pipe' })
@@ -189,7 +198,30 @@ export async function captureProgram(
     else program.stop()
   })
   const exit = await program.exit
-  return { exit: total > maxBytes ? { ...exit, flooded: true, interrupted: false } : exit, stdout: Buffer.concat(chunks) }
+  return {
+    exit: total > maxBytes ? { ...exit, flooded: true, interrupted: false } : exit,
+    stdout: Buffer.concat(chunks),
+    stderr: program.said(),
+  }
+}
+
+/**
+ * Runs a program on our own terminal, in a session of its own: signals reach it only through `forward`, so that Ctrl-C is not counted twice.
+ * Gives its exit code; 128 + n when signal n ended it, as a shell does.
+ */
+export async function runAttached(argv: Argv, forward: (send: (signal: NodeJS.Signals) => void) => void): Promise<number> {
+  const child = execa(argv[0], argv.slice(1), {
+    shell: false,
+    preferLocal: false,
+    stdio: 'inherit',
+    detached: true,
+    cleanup: false,
+    reject: false,
+  })
+  forward(signal => void child.kill(signal))
+  const result = await child
+  if (result.exitCode !== undefined) return result.exitCode
+  return result.signal === undefined ? 1 : 128 + (os.constants.signals[result.signal as NodeJS.Signals] ?? 0)
 }
 
 /** One sentence on why a program did not do its work; undefined when it did. */
@@ -221,15 +253,17 @@ function watchSize(io: ProgramIo, flooded: () => void): NodeJS.Timeout | undefin
   return timer
 }
 
-/** What was already in the pipes arrives after 'exit'; a descendant that holds one open must not keep us. */
-async function drained(...pipes: (Readable | null | undefined)[]): Promise<void> {
+/** What was already in the pipes arrives after 'exit'; a descendant that holds one open must not keep us: false when one does. */
+async function drained(...pipes: (Readable | null | undefined)[]): Promise<boolean> {
   const open = pipes.filter((pipe): pipe is Readable => pipe !== null && pipe !== undefined && !pipe.readableEnded && !pipe.destroyed)
-  if (open.length === 0) return
+  if (open.length === 0) return true
   const ended = Promise.all(
     open.map(pipe => new Promise(resolve => pipe.once('close', resolve).once('end', resolve).once('error', resolve))),
   )
   await Promise.race([ended, sleep(500)])
-  for (const pipe of open) if (!pipe.readableEnded) pipe.destroy()
+  const held = open.filter(pipe => !pipe.readableEnded)
+  for (const pipe of held) pipe.destroy()
+  return held.length === 0
 }
 
 /** Processes whose environment carries the mark: also those that started a session of their own. */

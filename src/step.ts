@@ -97,10 +97,20 @@ export interface Rejected {
 }
 
 export type Plan =
-  | { readonly actions: readonly Action[]; readonly rejected?: readonly Rejected[] }
+  | {
+      readonly actions: readonly Action[]
+      readonly rejected?: readonly Rejected[]
+      /** Wanted and not to be had here, beside what is: the step counts as incomplete (exit 3). */
+      readonly missing?: readonly Rejected[]
+    }
   | { readonly unavailable: string; readonly remedy: string; readonly rejected?: readonly Rejected[] }
   /** Going on would harm: the whole response stops before anything is touched (exit 4). */
-  | { readonly refused: string; readonly remedy: string }
+  | {
+      readonly refused: string
+      readonly remedy: string
+      /** At a terminal the engineer is asked for this option instead, and the step planned again. */
+      readonly ask?: { readonly option: string; readonly question: string }
+    }
 
 /** An option of a step: one command line flag, one meaning in every step that has it. */
 export type Option =
@@ -252,6 +262,8 @@ export interface PlanContext<O extends Options> {
   readonly options: Values<O>
   /** Absolute path under which this step's evidence files will lie. */
   readonly directory: string
+  /** It starts before the other steps and is ended after the last of them, instead of ending by itself. */
+  readonly throughout: boolean
 }
 
 /** One thing that is done: a file in playbooks/steps/. */

@@ -22,6 +22,8 @@ export interface CollectorContext {
   readonly case: Case
   /** Evidence directory: the step's id. Files are made with `case.open(step, name)`. */
   readonly step: string
+  /** Id of the action, for the origin of artifacts: 'capture-net/2'. */
+  readonly action: string
   /** Aborted by Ctrl-C, by the deadline, and for a `throughout` step when the last other step has ended. */
   readonly signal: AbortSignal
   progress(figures: Progress): void

@@ -1,0 +1,4 @@
+/** What bin/ir starts. */
+import { start } from './start.js'
+
+await start(process.argv.slice(2))

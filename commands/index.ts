@@ -1,0 +1,31 @@
+/** Everything you can type after `ir`. */
+import { auditAttrs } from '../playbooks/steps/audit-attrs.js'
+import { captureMem } from '../playbooks/steps/capture-mem.js'
+import { captureNet } from '../playbooks/steps/capture-net.js'
+import { isolate } from '../playbooks/steps/isolate.js'
+import { release } from '../playbooks/steps/release.js'
+import { snapshotConnections } from '../playbooks/steps/snapshot-connections.js'
+import { snapshotProcesses } from '../playbooks/steps/snapshot-processes.js'
+import Doctor from './doctor.js'
+import Respond from './respond.js'
+import Seal from './seal.js'
+import { stepCommand } from './step.js'
+import Verify from './verify.js'
+
+export const COMMANDS = {
+  respond: Respond,
+  isolate: stepCommand(isolate, { examples: ['isolate --dry-run', 'isolate --allow 198.51.100.7'] }),
+  release: stepCommand(release, { examples: ['release --dry-run', 'release --output /var/tmp'] }),
+  'snapshot-connections': stepCommand(snapshotConnections, {
+    examples: ['snapshot-connections', 'snapshot-connections --output /var/tmp --json'],
+  }),
+  'snapshot-processes': stepCommand(snapshotProcesses, { examples: ['snapshot-processes', 'snapshot-processes --output /var/tmp --json'] }),
+  'capture-mem': stepCommand(captureMem, { examples: ['capture-mem --dry-run', 'capture-mem --source process --pid 1234'] }),
+  'capture-net': stepCommand(captureNet, {
+    examples: ['capture-net --duration 60s', 'capture-net --rotate 300s --files 5 --interface eth0'],
+  }),
+  'audit-attrs': stepCommand(auditAttrs, { examples: ['audit-attrs', 'audit-attrs --path /etc,/opt'] }),
+  seal: Seal,
+  verify: Verify,
+  doctor: Doctor,
+}

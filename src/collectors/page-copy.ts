@@ -1,0 +1,181 @@
+/** Copies memory, of the machine or of a process, into an image: in big reads, and down to single pages where the kernel fails. */
+import type { EvidenceFile } from '../evidence/case.js'
+import { errnoOf } from '../host.js'
+import type { JsonObject } from '../step.js'
+import { type AddressRange, hex } from './address-range.js'
+import type { Piece, ReadAt } from './kcore.js'
+
+/** TypeScript's types for Node lack it. */
+declare const WebAssembly: { readonly Memory: new (options: { initial: number }) => { readonly buffer: ArrayBuffer } }
+
+/** Bytes of a page of WebAssembly memory (its specification, 4.2.8). */
+const WASM_PAGE = 65_536
+
+/** The smallest page of both machines; with larger ones a failing page is met several times, which costs time only. */
+export const PAGE = 4096
+
+/** A buffer that starts at a page, as no other way of JavaScript gives it: reads need no second copy, and O_DIRECT accepts it. */
+export function pageAligned(bytes: number): Buffer {
+  return Buffer.from(new WebAssembly.Memory({ initial: Math.ceil(bytes / WASM_PAGE) }).buffer, 0, bytes)
+}
+
+/** What the kernel says of a page that it cannot give: not mapped, failing hardware, poisoned. Anything else ends the copy. */
+const UNREADABLE = new Set(['EFAULT', 'EIO', 'EHWPOISON'])
+/** Our own name for a read that gives nothing. */
+const NOTHING = 'no data'
+
+/** So many runs of unreadable pages are named one by one; the rest are only counted. */
+const MAX_NAMED = 1000
+
+/** Pages that could not be read and stand as zeros in the image. */
+export class UnreadablePages {
+  /** Together. */
+  bytes = 0n
+  private runs = 0
+  private readonly named: (AddressRange & { end: bigint; readonly error: string })[] = []
+
+  add(start: bigint, bytes: number, error: string): void {
+    const end = start + BigInt(bytes)
+    this.bytes += BigInt(bytes)
+    const last = this.named.at(-1)
+    if (last !== undefined && this.runs === this.named.length && last.end === start && last.error === error) {
+      last.end = end
+      return
+    }
+    this.runs++
+    if (this.named.length < MAX_NAMED) this.named.push({ start, end, error })
+  }
+
+  /** Counts, and the runs by address as far as they are kept. */
+  facts(): JsonObject {
+    return {
+      bytes: Number(this.bytes),
+      runs: this.runs,
+      named: this.named.map(({ start, end, error }) => ({ first: hex(start), last: hex(end - 1n), error })),
+    }
+  }
+}
+
+/** Why a copy ended before its end. */
+export interface Stop {
+  readonly outcome: 'interrupted' | 'failed'
+  readonly reason: string
+}
+
+/** Part of a chunk: what holds nothing is not read, and is zeros. */
+export interface Run {
+  readonly bytes: number
+  readonly absent: boolean
+}
+
+export interface PageCopy {
+  readonly read: ReadAt
+  readonly sink: Pick<EvidenceFile, 'write' | 'hole'>
+  /** Its size is the size of a read. */
+  readonly stage: Buffer
+  readonly unreadable: UnreadablePages
+  readonly signal: AbortSignal
+  /** Asked before each chunk: is there room for so many bytes more? */
+  room(bytes: number): Stop | undefined
+  /** Called after each chunk. */
+  copied(bytes: number): void
+  /** Which parts of a chunk hold nothing; without it everything is read. */
+  readonly runs?: (address: bigint, bytes: number) => Promise<readonly Run[]>
+}
+
+export interface Copied {
+  /** Bytes of the piece that are in the image. */
+  readonly bytes: bigint
+  readonly stopped?: Stop
+}
+
+const INTERRUPTED: Stop = { outcome: 'interrupted', reason: 'interrupted' }
+
+/**
+ * Copies a piece. All-zero chunks become holes of the file, unreadable pages zeros. Ends early when told to, also while a read hangs:
+ * that read still owns the stage, so neither stage nor source may be used again.
+ * @throws errno errors of the source that concern more than a page, and of the sink.
+ */
+export async function copyPiece(piece: Piece, copy: PageCopy): Promise<Copied> {
+  const { stage, sink } = copy
+  const zeros = Buffer.alloc(stage.length)
+  const length = piece.end - piece.start
+  let done = 0n
+  while (done < length) {
+    const bytes = length - done < BigInt(stage.length) ? Number(length - done) : stage.length
+    const stopped = copy.signal.aborted ? INTERRUPTED : copy.room(bytes)
+    if (stopped !== undefined) return { bytes: done, stopped }
+    const address = piece.start + done
+    const touched = await orAborted(fillChunk(copy, address, piece.offset + done, bytes), copy.signal)
+    if (touched === undefined) return { bytes: done, stopped: INTERRUPTED }
+    const chunk = stage.subarray(0, bytes)
+    if (!touched || chunk.equals(zeros.subarray(0, bytes))) sink.hole(bytes)
+    else sink.write(chunk)
+    done += BigInt(bytes)
+    copy.copied(bytes)
+  }
+  return { bytes: done }
+}
+
+/** Fills the stage; tells whether anything was read. */
+async function fillChunk(copy: PageCopy, address: bigint, offset: bigint, bytes: number): Promise<boolean> {
+  const runs = (await copy.runs?.(address, bytes)) ?? [{ bytes, absent: false }]
+  let filled = 0
+  let touched = false
+  for (const run of runs) {
+    const part = copy.stage.subarray(filled, filled + run.bytes)
+    if (run.absent) part.fill(0)
+    else {
+      await fillRun(copy, part, address + BigInt(filled), offset + BigInt(filled))
+      touched = true
+    }
+    filled += run.bytes
+  }
+  return touched
+}
+
+/** Reads as much as it can at once; where the kernel fails, half of it, down to the one page that is the cause, and doubles again behind it. */
+async function fillRun(copy: PageCopy, part: Buffer, address: bigint, offset: bigint): Promise<void> {
+  let filled = 0
+  let step = part.length
+  while (filled < part.length) {
+    const here = address + BigInt(filled)
+    const wanted = Math.min(step, part.length - filled)
+    const got = await readSome(copy.read, part.subarray(filled, filled + wanted), offset + BigInt(filled))
+    if (typeof got === 'number') {
+      filled += got
+      step = Math.min(part.length, step * 2)
+      continue
+    }
+    const toPageEnd = PAGE - Number(here % BigInt(PAGE))
+    if (wanted > toPageEnd) {
+      step = Math.max(toPageEnd, Math.floor(wanted / 2))
+      continue
+    }
+    part.fill(0, filled, filled + wanted)
+    copy.unreadable.add(here, wanted, got.unreadable)
+    filled += wanted
+    step = PAGE
+  }
+}
+
+async function readSome(read: ReadAt, into: Buffer, at: bigint): Promise<number | { readonly unreadable: string }> {
+  try {
+    const got = await read(into, at)
+    return got > 0 ? got : { unreadable: NOTHING }
+  } catch (error) {
+    const code = errnoOf(error)
+    if (UNREADABLE.has(code)) return { unreadable: code }
+    throw error
+  }
+}
+
+/** Undefined when the signal comes first. */
+function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
+  return new Promise((resolve, reject) => {
+    const abort = (): void => resolve(undefined)
+    if (signal.aborted) abort()
+    signal.addEventListener('abort', abort, { once: true })
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
+  })
+}
