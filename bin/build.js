@@ -31,7 +31,7 @@ const ownPlaces = {
   },
 }
 
-async function bundle(name, entry, options) {
+async function bundle(name, entry, external = []) {
   await build({
     absWorkingDir: root,
     entryPoints: [entry],
@@ -44,7 +44,7 @@ async function bundle(name, entry, options) {
     logLevel: 'warning',
     logOverride: { 'empty-import-meta': 'error' },
     plugins: [ownPlaces],
-    ...options,
+    external,
   })
 }
 
@@ -70,8 +70,8 @@ async function writeCodeCaches(manifest) {
 }
 
 const manifest = await readManifest()
-await bundle('oclif', '@oclif/core', { minify: true })
-// Not minified: the stack of a bug must be readable.
-await bundle('commands', './dist/commands/index.js', { external: ['@oclif/core'] })
+// Not minified: with the code cache it gains little, and the stack of a bug stays readable.
+await bundle('oclif', '@oclif/core')
+await bundle('commands', './dist/commands/index.js', ['@oclif/core'])
 await writeCodeCaches(manifest)
 fs.writeFileSync(path.join(dist, 'manifest.json'), JSON.stringify(manifest))

@@ -41,8 +41,10 @@ function evaluate(name) {
 
 /** Runs a command line; sets the exit code or ends the process as oclif does. */
 export async function start(args, manifest = readJson(path.join(dist, 'manifest.json'))) {
-  // Would read a file in the home of whoever calls; see Config.loadTheme of @oclif/core.
+  // Config.loadTheme of @oclif/core would read a file in the home of whoever calls.
   process.env.IR_DISABLE_THEME = '1'
+  // bin/ir has chosen the Node: no need to load semver for a look at its version.
+  process.env.OCLIF_DISABLE_ENGINE_WARNING = '1'
   const { execute, Plugin, settings } = load('oclif')
   settings.enableAutoTranspile = false
   const pjson = readJson(path.join(root, 'package.json'))

@@ -7,13 +7,22 @@ export interface AddressRange {
   readonly end: bigint
 }
 
+/** Math.min and Math.max take no bigint. */
+export function lower(a: bigint, b: bigint): bigint {
+  return b < a ? b : a
+}
+
+export function higher(a: bigint, b: bigint): bigint {
+  return b > a ? b : a
+}
+
 /** Sorted, with overlapping and touching ranges made one. */
 export function mergeRanges(ranges: readonly AddressRange[]): AddressRange[] {
   const sorted = ranges.filter(range => range.end > range.start).toSorted((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0))
   const merged: { start: bigint; end: bigint }[] = []
   for (const { start, end } of sorted) {
     const last = merged.at(-1)
-    if (last !== undefined && start <= last.end) last.end = end > last.end ? end : last.end
+    if (last !== undefined && start <= last.end) last.end = higher(end, last.end)
     else merged.push({ start, end })
   }
   return merged
@@ -27,8 +36,8 @@ export function intersectRanges(ranges: readonly AddressRange[], others: readonl
   while (i < ranges.length && j < others.length) {
     const a = ranges[i] as AddressRange
     const b = others[j] as AddressRange
-    const start = a.start > b.start ? a.start : b.start
-    const end = a.end < b.end ? a.end : b.end
+    const start = higher(a.start, b.start)
+    const end = lower(a.end, b.end)
     if (start < end) common.push({ start, end })
     if (a.end < b.end) i++
     else j++
@@ -46,7 +55,7 @@ export function subtractRanges(ranges: readonly AddressRange[], others: readonly
     for (let k = j; k < others.length && (others[k] as AddressRange).start < range.end; k++) {
       const other = others[k] as AddressRange
       if (other.start > start) left.push({ start, end: other.start })
-      if (other.end > start) start = other.end
+      start = higher(start, other.end)
     }
     if (start < range.end) left.push({ start, end: range.end })
   }

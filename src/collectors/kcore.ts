@@ -2,7 +2,7 @@
  * /proc/kcore: the kernel's memory as an ELF core file, elf(5), fs/proc/kcore.c. Its file offsets exceed 2^53 with 5-level paging,
  * so every position is a bigint.
  */
-import { type AddressRange, hex, intersectRanges, mergeRanges, subtractRanges, wholePages } from './address-range.js'
+import { type AddressRange, hex, intersectRanges, lower, mergeRanges, subtractRanges, wholePages } from './address-range.js'
 
 /** Fills the buffer from a position of the file; gives the bytes it got, 0 at the end. Throws an errno error where the kernel refuses. */
 export type ReadAt = (into: Uint8Array, at: bigint) => number | Promise<number>
@@ -68,7 +68,8 @@ export async function readKcore(read: ReadAt): Promise<KcoreLayout> {
   const machine = machineOf(ehdr.readUInt16LE(18))
   const count = ehdr.readUInt16LE(56)
   const entry = ehdr.readUInt16LE(54)
-  if (count === 0 || count === PN_XNUM || entry < PHDR_BYTES) throw new Error(`its program headers cannot be read (${count} of ${entry} bytes)`)
+  if (count === 0 || count === PN_XNUM || entry < PHDR_BYTES)
+    throw new Error(`its program headers cannot be read (${count} of ${entry} bytes)`)
   const table = await readWhole(read, count * entry, ehdr.readBigUInt64LE(32), 'program headers')
   const segments: KcoreSegment[] = []
   let vmcoreinfo: ReadonlyMap<string, string> = new Map()
@@ -98,7 +99,7 @@ function machineOf(number: number): KcoreLayout['machine'] {
 function loadSegment(header: Buffer, offset: bigint, fileBytes: bigint): KcoreSegment[] {
   const memoryBytes = header.readBigUInt64LE(40)
   const physical = header.readBigUInt64LE(24)
-  const bytes = fileBytes < memoryBytes ? fileBytes : memoryBytes
+  const bytes = lower(fileBytes, memoryBytes)
   if (bytes === 0n || offset + bytes > MAX_OFFSET) return []
   const known = physical !== NO_PHYSICAL && physical + bytes <= NO_PHYSICAL
   return [{ virtual: header.readBigUInt64LE(16), physical: known ? physical : undefined, bytes, offset }]

@@ -1,140 +1,200 @@
-/**
- * Reads what lsattr(1) prints for a list of names that we gave it, so that no name can pass for something else: names hold any
- * byte, newlines included, so lines mean nothing by themselves. Both the lsattr of e2fsprogs and that of BusyBox are understood.
- */
+/** Runs lsattr(1) over many names in few processes, and asks again, with fewer names, where an answer cannot be trusted. */
+import fs from 'node:fs'
+import { errnoOf } from '../host.js'
+import { captureProgram, complaint, type Exit } from '../programs.js'
+import type { Running, Seconds } from '../step.js'
+import { matchDirectories, matchNames, type Reading } from './lsattr-output.js'
 
-/** What lsattr said about one name. */
-export type Reading =
-  /** Letters and dashes as printed: '----i---------e-------'; chattr(1) has their meaning. */
-  | { readonly state: 'listed'; readonly attributes: string }
-  /** 'gone': it no longer exists. 'unclear': the output has more than one meaning. */
-  | { readonly state: 'not-supported' | 'gone' | 'failed' | 'unclear'; readonly reason: string }
+/** Names a run. */
+const NAMES = 1000
 
-/** 19 to 22 places in e2fsprogs 1.42 to 1.47, as many as attributes are set in BusyBox ('--------------e---'). */
-const ATTRIBUTES = /([A-Za-z-]{4,64}) /y
+/** Bytes a run: execve(2) grants 128 KiB at least for arguments and environment; a name costs its bytes, a NUL and a pointer. */
+const BYTES = 96 * 1024
+const PER_NAME = 9
 
-/** e2fsprogs misc/lsattr.c: com_err(program, errno, 'While reading flags on %s'), before 1.43 'while stating %s'. */
-const E2FSPROGS = /[^\n]{0,300}?: ([^\n]{1,100}?) [Ww]hile (?:reading (?:flags|version|project) on|trying to stat|stating) /y
+/** Room for one message for each name of a run. */
+const STDERR_BYTES = 1 << 20
 
-/** BusyBox e2fsprogs/lsattr.c: 'lsattr: reading NAME: REASON' and 'lsattr: stat NAME: REASON'. */
-const BUSYBOX = /lsattr: (?:reading|stat) /y
-const BUSYBOX_REASON = /: ([^\n]{1,100})\n/y
+/** Runs repeated with half the names, over all runs; each may take so long. */
+const RERUNS = 200
+const RERUN_LIMIT: Seconds = 5
 
-/**
- * One reading for each name of `lsattr -d NAME...`, by the order of the names: each is either the next on standard output or
- * the next on standard error. Undefined when that is not so, or when both fit: then the caller asks again with fewer names.
- */
-export function matchNames(names: readonly Buffer[], stdout: Buffer, stderr: Buffer): Reading[] | undefined {
-  const out = new Cursor(stdout)
-  const err = new Cursor(stderr)
-  const readings: Reading[] = []
-  for (const bytes of names) {
-    const name = bytes.toString('latin1')
-    const listed = matchListed(out, name)
-    const refused = matchRefused(err, name)
-    if ((listed === undefined) === (refused === undefined)) return undefined
-    if (listed !== undefined) {
-      out.at = listed.end
-      readings.push({ state: 'listed', attributes: listed.found })
-    } else if (refused !== undefined) {
-      err.at = refused.end
-      readings.push(refusal(refused.found))
+/** Directories listed in one run, and the names they may hold together. */
+const DIRECTORIES = 64
+const DIRECTORY_NAMES = 20_000
+
+/** A single directory with more names than this is not listed for the sake of a few. */
+const DIRECTORY_LIMIT = 100_000
+
+/** O_PATH of asm-generic/fcntl.h: pins a directory without opening it for reading. Node has no constant for it. */
+const O_PATH = 0o10000000
+
+/** The two ways to ask. */
+export interface Lsattr {
+  /** `lsattr -d`, names follow. */
+  readonly names: Running
+  /** `lsattr -a`, directories follow. */
+  readonly directories: Running
+  readonly signal?: AbortSignal
+  /** Counts what is run: for the record, and to bound repetition. */
+  readonly runs: { all: number; repeated: number }
+}
+
+/** Cuts names into runs; each is at most NAMES long and fits into the arguments of a program. */
+export function* inRuns<T>(items: Iterable<T>, bytesOf: (item: T) => number): Generator<T[]> {
+  let run: T[] = []
+  let bytes = 0
+  for (const item of items) {
+    const cost = bytesOf(item) + PER_NAME
+    if (run.length > 0 && (run.length === NAMES || bytes + cost > BYTES)) {
+      yield run
+      run = []
+      bytes = 0
     }
+    run.push(item)
+    bytes += cost
   }
-  return out.ended && err.ended ? readings : undefined
+  if (run.length > 0) yield run
 }
 
 /**
- * What `lsattr -a DIRECTORY...` said about the entries of directories that were named by descriptor
- * (`/proc/<pid>/fd/<number>/`), each under its number. `known` holds all names of each directory, as Latin-1 of their bytes.
- * A name that is missing in the result was refused, or could not be told from another.
+ * What lsattr says about each of at most one run of names, all absolute and UTF-8 (Node hands arguments on as UTF-8).
+ * @throws Error when lsattr cannot be started at all.
  */
-export function matchDirectories(
-  pid: number,
-  known: ReadonlyMap<number, ReadonlySet<string>>,
-  stdout: Buffer,
-): Map<number, Map<string, Reading>> {
-  const result = new Map<number, Map<string, Reading>>()
-  for (const number of known.keys()) result.set(number, new Map())
-  const text = stdout.toString('latin1')
-  const start = new RegExp(`([A-Za-z-]{4,64}) /proc/${pid}/fd/([0-9]+)/{1,2}`, 'y')
-  let at = 0
-  while (at < text.length) {
-    start.lastIndex = at
-    const record = start.exec(text)
-    const names = known.get(Number(record?.[2]))
-    const readings = result.get(Number(record?.[2]))
-    if (record === null || names === undefined || readings === undefined) break
-    const from = at + record[0].length
-    const [name, other] = possibleNames(text, from, names, start)
-    // None or two that fit: what follows cannot be trusted either.
-    if (name === undefined || other !== undefined) break
-    readings.set(name, { state: 'listed', attributes: record[1] as string })
-    at = from + name.length + 1
+export async function readNames(lsattr: Lsattr, names: readonly Buffer[], running = lsattr.names): Promise<Reading[]> {
+  if (names.length === 0) return []
+  const { exit, stdout, stderr } = await run(lsattr, running, names.map(String))
+  const ended = wholly(exit)
+  const readings = ended ? matchNames(names, stdout, stderr) : undefined
+  if (readings !== undefined) return readings
+  const repeat = names.length > 1 && lsattr.runs.repeated + 2 <= RERUNS && !exit.interrupted
+  if (!repeat) {
+    const state = ended ? 'unclear' : 'failed'
+    const reason = ended ? 'the output of lsattr can be read in more than one way' : (complaint(running, exit) ?? 'lsattr did not end')
+    return names.map(() => ({ state, reason }))
   }
+  lsattr.runs.repeated += 2
+  const half = Math.ceil(names.length / 2)
+  const shorter = { ...running, limit: Math.min(running.limit, RERUN_LIMIT) }
+  return [...(await readNames(lsattr, names.slice(0, half), shorter)), ...(await readNames(lsattr, names.slice(half), shorter))]
+}
+
+/** Names that cannot be arguments, in one directory. */
+export interface OddNames<T> {
+  /** Any bytes. */
+  readonly directory: Buffer
+  readonly entries: readonly T[]
+}
+
+/**
+ * What lsattr says about names that are not UTF-8, or lie in a directory that is not: their directories are listed whole,
+ * reached by a descriptor of ours instead of by name. `pathOf` gives the path of an entry; one array of readings for each item.
+ */
+export async function* readOddNames<T>(
+  lsattr: Lsattr,
+  odd: Iterable<OddNames<T>>,
+  pathOf: (entry: T) => Buffer,
+): AsyncGenerator<{ readonly entries: readonly T[]; readonly readings: Reading[] }> {
+  let group: PinnedDirectory<T>[] = []
+  let names = 0
+  // What is listed is let go by listDirectories, the rest here.
+  const take = (): PinnedDirectory<T>[] => {
+    const taken = group
+    group = []
+    names = 0
+    return taken
+  }
+  try {
+    for (const item of odd) {
+      const pinned = pinDirectory(item)
+      if (typeof pinned === 'string') {
+        yield { entries: item.entries, readings: item.entries.map(() => ({ state: 'failed', reason: pinned })) }
+        continue
+      }
+      if (group.length === DIRECTORIES || names + pinned.known.size > DIRECTORY_NAMES) yield* await listDirectories(lsattr, take(), pathOf)
+      group.push(pinned)
+      names += pinned.known.size
+    }
+    yield* await listDirectories(lsattr, take(), pathOf)
+  } finally {
+    for (const { fd } of group) fs.closeSync(fd)
+  }
+}
+
+interface PinnedDirectory<T> extends OddNames<T> {
+  readonly fd: number
+  /** All its names, as Latin-1 of their bytes. */
+  readonly known: ReadonlySet<string>
+}
+
+/** The directory held open, or why it cannot be. */
+function pinDirectory<T>(item: OddNames<T>): PinnedDirectory<T> | string {
+  let fd: number | undefined
+  try {
+    fd = fs.openSync(item.directory, O_PATH | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW)
+    const known = new Set<string>()
+    const names = fs.opendirSync(`/proc/self/fd/${fd}/`, { encoding: 'latin1', bufferSize: 256 })
+    try {
+      for (let found = names.readSync(); found !== null; found = names.readSync()) {
+        known.add(found.name)
+        if (known.size > DIRECTORY_LIMIT) throw new Error(`its directory holds more than ${DIRECTORY_LIMIT} names`)
+      }
+    } finally {
+      names.closeSync()
+    }
+    return { ...item, fd, known }
+  } catch (error) {
+    if (fd !== undefined) fs.closeSync(fd)
+    return `its directory cannot be listed: ${errnoOf(error) || (error instanceof Error ? error.message : String(error))}`
+  }
+}
+
+/** One run over pinned directories, which are let go. */
+async function listDirectories<T>(
+  lsattr: Lsattr,
+  group: readonly PinnedDirectory<T>[],
+  pathOf: (entry: T) => Buffer,
+): Promise<{ readonly entries: readonly T[]; readonly readings: Reading[] }[]> {
+  if (group.length === 0) return []
+  try {
+    // Our own /proc/<pid>/fd, not /proc/self, which would be lsattr's. The slash makes lstat(2) follow it.
+    const paths = group.map(({ fd }) => `/proc/${process.pid}/fd/${fd}/`)
+    const { exit, stdout, stderr } = await run(lsattr, lsattr.directories, paths)
+    const known = new Map(group.map(({ fd, known }) => [fd, known]))
+    const readings = matchDirectories(process.pid, known, stdout)
+    const refusals = stderr.toString('latin1')
+    const why = wholly(exit) ? undefined : (complaint(lsattr.directories, exit) ?? 'lsattr did not end')
+    return group.map(({ fd, entries }) => ({
+      entries,
+      readings: entries.map((entry): Reading => {
+        const path = pathOf(entry).toString('latin1')
+        const name = path.slice(path.lastIndexOf('/') + 1)
+        const reading = readings.get(fd)?.get(name)
+        if (reading !== undefined) return reading
+        if (why !== undefined) return { state: 'failed', reason: why }
+        if (unsupported(refusals, `/proc/${process.pid}/fd/${fd}/`)) return { state: 'not-supported', reason: 'Operation not supported' }
+        return { state: 'unclear', reason: 'lsattr does not list it, or in more than one way' }
+      }),
+    }))
+  } finally {
+    for (const { fd } of group) fs.closeSync(fd)
+  }
+}
+
+/** Whether lsattr refused the directory itself ('.', which -a lists too): then its file system has no attributes. */
+function unsupported(stderr: string, directory: string): boolean {
+  return new RegExp(`not supported [Ww]hile reading flags on ${directory}/?\\.\n`).test(stderr)
+}
+
+async function run(lsattr: Lsattr, running: Running, more: readonly string[]): Promise<{ exit: Exit; stdout: Buffer; stderr: Buffer }> {
+  lsattr.runs.all++
+  const io = { more, stderrBytes: STDERR_BYTES, ...(lsattr.signal === undefined ? {} : { signal: lsattr.signal }) }
+  const result = await captureProgram(running, io)
+  if (result.exit.notStarted !== undefined) throw new Error(complaint(running, result.exit))
   return result
 }
 
-/** NAME_MAX of linux/limits.h. */
-const LONGEST = 255
-
-/** The names that end before a newline behind which the output ends or the next record begins. */
-function possibleNames(text: string, from: number, names: ReadonlySet<string>, start: RegExp): string[] {
-  const possible: string[] = []
-  for (let end = text.indexOf('\n', from); end >= 0 && end - from <= LONGEST; end = text.indexOf('\n', end + 1)) {
-    const name = text.slice(from, end)
-    start.lastIndex = end + 1
-    if ((names.has(name) || name === '.' || name === '..') && (end + 1 === text.length || start.test(text))) possible.push(name)
-  }
-  return possible
-}
-
-interface Match {
-  readonly found: string
-  /** Where the next one begins. */
-  readonly end: number
-}
-
-/** Output as Latin-1: one character for each byte. */
-class Cursor {
-  readonly text: string
-  at = 0
-  constructor(output: Buffer) {
-    this.text = output.toString('latin1')
-  }
-  get ended(): boolean {
-    return this.at === this.text.length
-  }
-  /** The pattern right here, and what it captured. */
-  match(pattern: RegExp, at = this.at): Match | undefined {
-    pattern.lastIndex = at
-    const found = pattern.exec(this.text)
-    return found === null ? undefined : { found: found[1] ?? '', end: at + found[0].length }
-  }
-  has(text: string, at: number): boolean {
-    return this.text.startsWith(text, at)
-  }
-}
-
-function matchListed(out: Cursor, name: string): Match | undefined {
-  const attributes = out.match(ATTRIBUTES)
-  if (attributes === undefined || !out.has(`${name}\n`, attributes.end)) return undefined
-  return { found: attributes.found, end: attributes.end + name.length + 1 }
-}
-
-function matchRefused(err: Cursor, name: string): Match | undefined {
-  const e2fsprogs = err.match(E2FSPROGS)
-  if (e2fsprogs !== undefined && err.has(`${name}\n`, e2fsprogs.end)) {
-    return { found: e2fsprogs.found, end: e2fsprogs.end + name.length + 1 }
-  }
-  const busybox = err.match(BUSYBOX)
-  if (busybox === undefined || !err.has(name, busybox.end)) return undefined
-  return err.match(BUSYBOX_REASON, busybox.end + name.length)
-}
-
-/** strerror(3) of glibc and musl: EOPNOTSUPP, ENOTTY, ENOSYS where a file system has no attributes; ENOENT, ENOTDIR for what is gone. */
-function refusal(reason: string): Reading {
-  if (/not supported|inappropriate ioctl|not a tty|function not implemented/i.test(reason)) return { state: 'not-supported', reason }
-  if (/no such file|^not a directory/i.test(reason)) return { state: 'gone', reason }
-  return { state: 'failed', reason }
+/** It said all it had to say. */
+function wholly(exit: Exit): boolean {
+  return !exit.timedOut && !exit.interrupted && !exit.flooded && !exit.abandoned && exit.signal === undefined
 }

@@ -1,8 +1,8 @@
 /** Copies memory, of the machine or of a process, into an image: in big reads, and down to single pages where the kernel fails. */
-import type { EvidenceFile } from '../evidence/case.js'
 import { errnoOf } from '../host.js'
 import type { JsonObject } from '../step.js'
-import { type AddressRange, hex } from './address-range.js'
+import { hex } from './address-range.js'
+import type { Target } from './disk-room.js'
 import type { Piece, ReadAt } from './kcore.js'
 
 /** TypeScript's types for Node lack it. */
@@ -19,6 +19,12 @@ export function pageAligned(bytes: number): Buffer {
   return Buffer.from(new WebAssembly.Memory({ initial: Math.ceil(bytes / WASM_PAGE) }).buffer, 0, bytes)
 }
 
+/** The largest stage: 4 MiB reads are as fast as the kernel gives memory; 4 KiB reads take four times as long. */
+export const STAGE_BYTES = 4 << 20
+
+/** Never written, so it costs no memory. */
+const ZEROS = Buffer.alloc(STAGE_BYTES)
+
 /** What the kernel says of a page that it cannot give: not mapped, failing hardware, poisoned. Anything else ends the copy. */
 const UNREADABLE = new Set(['EFAULT', 'EIO', 'EHWPOISON'])
 /** Our own name for a read that gives nothing. */
@@ -32,7 +38,7 @@ export class UnreadablePages {
   /** Together. */
   bytes = 0n
   private runs = 0
-  private readonly named: (AddressRange & { end: bigint; readonly error: string })[] = []
+  private readonly named: { readonly start: bigint; end: bigint; readonly error: string }[] = []
 
   add(start: bigint, bytes: number, error: string): void {
     const end = start + BigInt(bytes)
@@ -70,15 +76,15 @@ export interface Run {
 
 export interface PageCopy {
   readonly read: ReadAt
-  readonly sink: Pick<EvidenceFile, 'write' | 'hole'>
-  /** Its size is the size of a read. */
+  readonly sink: Target
+  /** Its size, at most STAGE_BYTES, is the size of a read. */
   readonly stage: Buffer
   readonly unreadable: UnreadablePages
   readonly signal: AbortSignal
   /** Asked before each chunk: is there room for so many bytes more? */
   room(bytes: number): Stop | undefined
-  /** Called after each chunk. */
-  copied(bytes: number): void
+  /** Called after each chunk with its size, the first address behind it, and whether it was all zeros. */
+  copied(bytes: number, upTo: bigint, zero: boolean): void
   /** Which parts of a chunk hold nothing; without it everything is read. */
   readonly runs?: (address: bigint, bytes: number) => Promise<readonly Run[]>
 }
@@ -98,7 +104,6 @@ const INTERRUPTED: Stop = { outcome: 'interrupted', reason: 'interrupted' }
  */
 export async function copyPiece(piece: Piece, copy: PageCopy): Promise<Copied> {
   const { stage, sink } = copy
-  const zeros = Buffer.alloc(stage.length)
   const length = piece.end - piece.start
   let done = 0n
   while (done < length) {
@@ -109,10 +114,11 @@ export async function copyPiece(piece: Piece, copy: PageCopy): Promise<Copied> {
     const touched = await orAborted(fillChunk(copy, address, piece.offset + done, bytes), copy.signal)
     if (touched === undefined) return { bytes: done, stopped: INTERRUPTED }
     const chunk = stage.subarray(0, bytes)
-    if (!touched || chunk.equals(zeros.subarray(0, bytes))) sink.hole(bytes)
+    const zero = !touched || chunk.equals(ZEROS.subarray(0, bytes))
+    if (zero) sink.hole(bytes)
     else sink.write(chunk)
     done += BigInt(bytes)
-    copy.copied(bytes)
+    copy.copied(bytes, piece.start + done, zero)
   }
   return { bytes: done }
 }

@@ -187,7 +187,14 @@ class ChildReader implements Reader {
       return
     }
     // A session of its own: Ctrl-C at the terminal is for us to handle. Nothing of our environment is passed on.
-    const child = spawn(this.program, ['-e', CODE], { cwd: '/', env: {}, detached: true, stdio: ['pipe', 'pipe', 'ignore'] })
+    let child: ChildProcess
+    try {
+      child = spawn(this.program, ['-e', CODE], { cwd: '/', env: {}, detached: true, stdio: ['pipe', 'pipe', 'ignore'] })
+    } catch {
+      // Thrown, unlike ENOENT or EAGAIN which come as an event: ENOMEM for one.
+      this.apart = false
+      return
+    }
     this.child = child
     this.rest = Buffer.alloc(0)
     if (child.pid !== undefined) this.pids.push(child.pid)
@@ -367,13 +374,13 @@ function answering(emit: Emit): (request: Request) => void {
       fs.closeSync(fd)
     }
   }
-  const directory = (path: string, max: number, content: (path: string) => Buffer | undefined): [Meta, Buffer] => {
+  const directory = (path: string, max: number, entry: (path: string) => Buffer | undefined): [Meta, Buffer] => {
     const names = fs.readdirSync(path)
     const parts: Buffer[] = []
     let denied = 0
     for (const name of names.slice(0, max)) {
       try {
-        const bytes = content(`${path}/${name}`)
+        const bytes = entry(`${path}/${name}`)
         if (bytes !== undefined) parts.push(Buffer.from(`${name}\0`, 'latin1'), bytes, Buffer.of(0))
       } catch (error) {
         if (codeOf(error) === 'EACCES' || codeOf(error) === 'EPERM') denied += 1
@@ -381,57 +388,59 @@ function answering(emit: Emit): (request: Request) => void {
     }
     return [{ total: names.length, denied, cut: names.length > max }, Buffer.concat(parts)]
   }
-  const answer = (id: number, index: number, look: Look): void => {
-    const tell = (meta: Meta, bytes: Uint8Array = none): void => emit(id, { look: index, ...meta }, bytes)
+  const hashed = (path: string, max: number, beat: () => void): Meta =>
+    within(path, fd => {
+      const status = statusOf(fs.fstatSync(fd, { bigint: true }))
+      if (!status.regular) return { status }
+      const hash = crypto.createHash('sha256')
+      let quiet = 0
+      const cut = readOn(fd, max, bytes => {
+        hash.update(bytes)
+        quiet += bytes.length
+        if (quiet < 4_194_304) return
+        quiet = 0
+        beat()
+      })
+      return cut ? { status, cut } : { status, sha256: hash.digest('hex') }
+    })
+  const linked = (path: string, only: readonly string[] | undefined): Buffer | undefined => {
+    const target = fs.readlinkSync(path, { encoding: 'buffer' })
+    if (only === undefined) return target
+    const text = target.toString('latin1')
+    return only.some(begin => text.startsWith(begin)) ? target : undefined
+  }
+  const content = (path: string, max: number): Buffer =>
+    within(path, fd => {
+      const parts: Buffer[] = []
+      readOn(fd, max, bytes => void parts.push(Buffer.from(bytes)))
+      return Buffer.concat(parts)
+    })
+  /** The end of the answer; whatever comes before it goes through `piece`. */
+  const answer = (look: Look, piece: (meta: Meta, bytes: Uint8Array) => void): [Meta, Buffer] => {
     switch (look.op) {
       case 'file':
-        return within(look.path, fd => tell({ cut: readOn(fd, look.max, bytes => tell({ more: true }, bytes)) }))
+        return [{ cut: within(look.path, fd => readOn(fd, look.max, bytes => piece({ more: true }, bytes))) }, none]
       case 'link':
-        return tell({}, fs.readlinkSync(look.path, { encoding: 'buffer' }))
+        return [{}, fs.readlinkSync(look.path, { encoding: 'buffer' })]
       case 'links':
-        return tell(
-          ...directory(look.path, look.max, path => {
-            const target = fs.readlinkSync(path, { encoding: 'buffer' })
-            const text = target.toString('latin1')
-            return look.only === undefined || look.only.some(begin => text.startsWith(begin)) ? target : undefined
-          }),
-        )
+        return directory(look.path, look.max, path => linked(path, look.only))
       case 'files':
-        return tell(
-          ...directory(look.path, look.max, path =>
-            within(path, fd => {
-              const parts: Buffer[] = []
-              readOn(fd, look.each, bytes => void parts.push(Buffer.from(bytes)))
-              return Buffer.concat(parts)
-            }),
-          ),
-        )
+        return directory(look.path, look.max, path => content(path, look.each))
       case 'status':
-        return tell({ status: statusOf(fs.statSync(look.path, { bigint: true })) })
+        return [{ status: statusOf(fs.statSync(look.path, { bigint: true })) }, none]
       case 'hash':
-        return within(look.path, fd => {
-          const status = statusOf(fs.fstatSync(fd, { bigint: true }))
-          if (!status.regular) return tell({ status })
-          const hash = crypto.createHash('sha256')
-          let quiet = 0
-          const cut = readOn(fd, look.max, bytes => {
-            hash.update(bytes)
-            quiet += bytes.length
-            if (quiet < 4_194_304) return
-            quiet = 0
-            tell({ beat: true })
-          })
-          tell(cut ? { status, cut } : { status, sha256: hash.digest('hex') })
-        })
+        return [hashed(look.path, look.max, () => piece({ beat: true }, none)), none]
     }
   }
   return request => {
     request.looks.forEach((look, index) => {
+      let end: [Meta, Buffer]
       try {
-        answer(request.id, index, look)
+        end = answer(look, (meta, bytes) => emit(request.id, { look: index, ...meta }, bytes))
       } catch (error) {
-        emit(request.id, { look: index, error: codeOf(error) }, none)
+        end = [{ error: codeOf(error) }, none]
       }
+      emit(request.id, { look: index, ...end[0] }, end[1])
     })
     emit(request.id, { done: true }, none)
   }

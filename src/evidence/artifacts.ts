@@ -47,17 +47,14 @@ function statusFields(status: FileStatus): { [key: string]: Json } {
   }
 }
 
-/** The largest time of an ECMAScript Date, in milliseconds; a file on tmpfs may claim a later one. */
-const LATEST = 8.64e15
-
-/** 2026-06-11T14:22:33.120345Z, or '@<seconds>' where the year has more than four digits or a Date cannot say it. */
+/** 2026-06-11T14:22:33.120345Z; '@<seconds>' where the year has not four digits, as a file on tmpfs may claim. */
 function utc(milliseconds: number): string {
-  const micro = Math.round(milliseconds * 1000)
-  const whole = Math.floor(micro / 1e6)
-  if (!(Math.abs(whole * 1000) < LATEST)) return `@${whole}`
-  const text = new Date(whole * 1000).toISOString()
-  if (!/^\d{4}-/.test(text)) return `@${whole}`
-  return `${text.slice(0, 19)}.${String(micro - whole * 1e6).padStart(6, '0')}Z`
+  const seconds = Math.floor(milliseconds / 1000)
+  const micro = Math.round((milliseconds - seconds * 1000) * 1000)
+  if (micro === 1e6) return utc((seconds + 1) * 1000)
+  const date = new Date(seconds * 1000)
+  const text = Number.isNaN(date.getTime()) ? '' : date.toISOString()
+  return /^\d{4}-/.test(text) ? `${text.slice(0, 19)}.${String(micro).padStart(6, '0')}Z` : `@${seconds}`
 }
 
 /** What an artifacts.jsonl says; `broken` are the numbers of the lines, from 1, that make no sense. */

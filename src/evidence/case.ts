@@ -1,5 +1,8 @@
 /** The case directory: evidence is written once, hashed while written, and never replaced. See docs/formats.md. */
+import type { Host } from '../host.js'
 import type { FileStatus, JsonObject } from '../step.js'
+import { CaseDirectory, endsSealed, findCase } from './case-directory.js'
+import { closeQuietly } from './disk.js'
 
 /** Where an artifact comes from, for artifacts.jsonl. */
 export interface Origin {
@@ -38,7 +41,7 @@ export interface EvidenceFile {
   hole(bytes: number): void
   /** Writes through to the disk, closes, enters it in the case. */
   close(origin: Origin): Artifact
-  /** Removes it: nothing was collected. */
+  /** Removes it: nothing was collected. Does nothing once it is closed. */
   discard(): void
 }
 
@@ -58,7 +61,12 @@ export interface Case {
    * @throws EvidenceError when the name is unsafe, exists already, or the disk refuses.
    */
   open(step: string, name: string): EvidenceFile
-  /** Hashes and enters a file that a program wrote below data/<step>/, by itself or through a descriptor that we gave it. */
+  /**
+   * Hashes and enters a file that a program wrote below data/<step>/, by itself or through a descriptor that we gave it
+   * (`open` it, hand `fd` over, adopt it when the program has ended; its EvidenceFile is closed by that).
+   * Rejects with a plain Error when there is no such file or it is no regular one: an outcome, no reason to stop.
+   * @throws EvidenceError when it is entered already, or the disk refuses.
+   */
   adopt(step: string, name: string, origin: Origin): Promise<Artifact>
   /** Absolute path of data/<step>/<name>, its folders made. For programs that write their file themselves. */
   pathOf(step: string, name: string): string
@@ -66,4 +74,40 @@ export interface Case {
   tag(name: string, content: string | Uint8Array): void
   /** Appends a line to the custody log and writes it through before returning. */
   record(event: string, detail: JsonObject): void
+}
+
+/**
+ * A new case: the directory `<output>/<id>`, 0700, with an empty custody log.
+ * @throws UsageError when `id` is no name for a case.
+ * @throws RefusedError when `output` is no directory, or the case or its archive exists already.
+ * @throws EvidenceError when the disk refuses.
+ */
+export function createCase({ output, id, host }: { output: string; id: string; host: Host }): Case {
+  return CaseDirectory.create(output, id, host)
+}
+
+/**
+ * A case whose run ended without a seal, to be gone on with. A custody line that was torn in the middle is moved to
+ * custody.torn, one of artifacts.jsonl to artifacts.torn; a 'gap' line says so. What lies in data/ and was never entered
+ * is entered by the seal.
+ * @throws UsageError when there is no case at `directory`.
+ * @throws RefusedError when it is sealed, or another process writes it.
+ * @throws EvidenceError when the disk refuses.
+ */
+export function openCase(directory: string, host: Host): Case {
+  return CaseDirectory.open(directory, host)
+}
+
+/**
+ * Whether a case is sealed, and therefore never written again; its archive may still be missing (see bundleCase).
+ * @throws UsageError when there is no case at `directory`.
+ */
+export function isSealed(directory: string): boolean {
+  const { root, parent } = findCase(directory)
+  try {
+    return endsSealed(root)
+  } finally {
+    closeQuietly(root.fd)
+    closeQuietly(parent.fd)
+  }
 }
