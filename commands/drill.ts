@@ -99,7 +99,7 @@ export default class Drill extends IrCommand {
     })
     process.exitCode = exitCode
     if (archive === undefined) return document
-    const found = debrief(archive)
+    const found = await debrief(archive)
     if (!this.jsonEnabled()) for (const line of debriefLines(found)) this.log(line)
     return { ...document, drill: found } as ResponseDocument
   }

@@ -13,7 +13,7 @@ import { iso } from '../time.js'
 import type { Collector, CollectorContext, CollectorResult } from './collector.js'
 import { inRuns, type Lsattr, readNames, readOddNames } from './lsattr.js'
 import type { Reading } from './lsattr-output.js'
-import { escapeName } from './names.js'
+import { escapeName, plainJson } from './names.js'
 import { type Entry, type Omitted, startWalk, type Walk, type WalkRoot } from './walk.js'
 
 const OPTIONS = z.object({
@@ -70,8 +70,7 @@ export const attributes: Collector = async context => {
   const register = new Register(context, walk.roots.length)
   try {
     for await (const { entries, readings } of readAll(walk, lsattr)) {
-      const refused = await crossCheck(entries, readings, lsattr)
-      register.enter(entries, readings, refused)
+      register.enter(entries, readings, await crossCheck(entries, readings, lsattr))
       context.progress({ items: walk.seen })
     }
   } finally {
@@ -81,6 +80,7 @@ export const attributes: Collector = async context => {
     seconds: Math.round(context.host.monotonic() - started) / 1000,
     runs: lsattr.runs.all,
     repeated: lsattr.runs.repeated,
+    crossChecked: register.asked,
     ...told(walk, register.counts),
   }
   return { ...ended(context, walk, total(register.counts)), facts }
@@ -132,22 +132,31 @@ class OddEntries {
   }
 }
 
-/**
- * Which of them the kernel refuses to write although lsattr does not call them immutable. lsattr is asked once more about these,
- * and the kernel after it: the attribute may be new.
- */
-async function crossCheck(entries: readonly Entry[], readings: Reading[], lsattr: Lsattr): Promise<ReadonlySet<number>> {
-  const refused = (index: number): boolean => {
-    const reading = readings[index] as Reading
-    return !(reading.state === 'listed' && reading.attributes.includes('i')) && refusesWriting(pathAt(entries, index))
-  }
-  const doubtful = [...entries.keys()].filter(refused)
+/** What the kernel says about entries that lsattr does not call immutable. */
+interface Kernel {
+  /** Indexes of those that it refuses to write as if they were. */
+  readonly refused: ReadonlySet<number>
+  /** About how many both gave an answer. */
+  readonly asked: number
+}
+
+/** lsattr is asked once more about those that the kernel refuses to write, and the kernel after it: the attribute may be new. */
+async function crossCheck(entries: readonly Entry[], readings: Reading[], lsattr: Lsattr): Promise<Kernel> {
+  const quiet = [...entries.keys()].filter(index => !saysImmutable(readings[index] as Reading))
+  const answers = new Map(quiet.map(index => [index, writing(pathAt(entries, index))]))
+  const doubtful = quiet.filter(index => answers.get(index) === 'refused')
   const again = doubtful.filter(index => isUtf8(pathAt(entries, index)))
   for (const indexes of inRuns(again, index => pathAt(entries, index).length)) {
     const paths = indexes.map(index => pathAt(entries, index))
     for (const [position, reading] of (await readNames(lsattr, paths)).entries()) readings[indexes[position] as number] = reading
   }
-  return new Set(doubtful.filter(refused))
+  const still = doubtful.filter(index => !saysImmutable(readings[index] as Reading) && writing(pathAt(entries, index)) === 'refused')
+  const asked = quiet.filter(index => readings[index]?.state === 'listed' && answers.get(index) !== 'unknown')
+  return { refused: new Set(still), asked: asked.length }
+}
+
+function saysImmutable(reading: Reading): boolean {
+  return reading.state === 'listed' && reading.attributes.includes('i')
 }
 
 function pathAt(entries: readonly Entry[], index: number): Buffer {
@@ -156,20 +165,25 @@ function pathAt(entries: readonly Entry[], index: number): Buffer {
 
 /**
  * Whether the kernel refuses to write it because it is immutable: access(2), EPERM, "Write permission was requested to a file
- * whose immutable flag is set". Changes nothing, not even a time. False where something else forbids writing first (EROFS, EACCES).
+ * whose immutable flag is set". That comes before permissions (EACCES) and behind a file system that is read-only (EROFS).
+ * Asking changes nothing, not even a time.
  */
-function refusesWriting(path: Buffer): boolean {
+function writing(path: Buffer): 'refused' | 'allowed' | 'unknown' {
   try {
     fs.accessSync(path, fs.constants.W_OK)
-    return false
+    return 'allowed'
   } catch (error) {
-    return errnoOf(error) === 'EPERM'
+    const code = errnoOf(error)
+    if (code === 'EPERM') return 'refused'
+    return code === 'EACCES' ? 'allowed' : 'unknown'
   }
 }
 
 /** Writes down what was read, and counts it by root. */
 class Register {
   readonly counts: readonly Counts[]
+  /** About how many both lsattr and the kernel gave an answer. */
+  asked = 0
   readonly #context: CollectorContext
   readonly #listing: EvidenceFile
   readonly #records: EvidenceFile
@@ -182,16 +196,16 @@ class Register {
     this.#records = context.case.open(context.step, RECORDS)
   }
 
-  /** `refused`: which of them the kernel refuses to write, and lsattr does not call immutable. */
-  enter(entries: readonly Entry[], readings: readonly Reading[], refused: ReadonlySet<number>): void {
+  enter(entries: readonly Entry[], readings: readonly Reading[], kernel: Kernel): void {
+    this.asked += kernel.asked
     let lines = ''
     let records = ''
     for (const [index, entry] of entries.entries()) {
       const reading = readings[index] as Reading
-      const record = recordOf(entry, reading, refused.has(index), ++this.#line)
+      const record = recordOf(entry, reading, kernel.refused.has(index), ++this.#line)
       count(this.counts[entry.root] as Counts, record)
       lines += `${listed(reading).padEnd(COLUMN)} ${record.shown ?? record.path}\n`
-      if (isNotable(record)) records += `${JSON.stringify({ ...record, ...statusOf(entry.path) })}\n`
+      if (isNotable(record)) records += `${plainJson({ ...record, ...statusOf(entry.path) })}\n`
     }
     this.#listing.write(lines)
     if (records !== '') this.#records.write(records)

@@ -16,6 +16,12 @@ const ATTRIBUTES = /([A-Za-z-]{4,64}) /y
 /** e2fsprogs misc/lsattr.c: com_err(program, errno, 'While reading flags on %s'), before 1.43 'while stating %s'. */
 const E2FSPROGS = /[^\n]{0,300}?: ([^\n]{1,100}?) [Ww]hile (?:reading (?:flags|version|project) on|trying to stat|stating) /y
 
+/**
+ * What ld.so(8) says before any program begins, when /etc/ld.so.preload names a library that is not there: left behind by
+ * many a clean-up. Names in that file end at white space, so it is always one line.
+ */
+const LOADER = /ERROR: ld\.so: object '[^\n]*\n/y
+
 /** BusyBox e2fsprogs/lsattr.c: 'lsattr: reading NAME: REASON' and 'lsattr: stat NAME: REASON'. */
 const BUSYBOX = /lsattr: (?:reading|stat) /y
 const BUSYBOX_REASON = /: ([^\n]{1,100})\n/y
@@ -27,6 +33,7 @@ const BUSYBOX_REASON = /: ([^\n]{1,100})\n/y
 export function matchNames(names: readonly Buffer[], stdout: Buffer, stderr: Buffer): Reading[] | undefined {
   const out = new Cursor(stdout)
   const err = new Cursor(stderr)
+  for (let line = err.match(LOADER); line !== undefined; line = err.match(LOADER)) err.at = line.end
   const readings: Reading[] = []
   for (const bytes of names) {
     const name = bytes.toString('latin1')

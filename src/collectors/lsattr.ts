@@ -4,6 +4,7 @@ import { errnoOf } from '../host.js'
 import { captureProgram, complaint, type Exit } from '../programs.js'
 import type { Running, Seconds } from '../step.js'
 import { matchDirectories, matchNames, type Reading } from './lsattr-output.js'
+import { escapeName } from './names.js'
 
 /** Names a run. */
 const NAMES = 1000
@@ -70,7 +71,7 @@ export async function readNames(lsattr: Lsattr, names: readonly Buffer[], runnin
   const repeat = names.length > 1 && lsattr.runs.repeated + 2 <= RERUNS && !exit.interrupted
   if (!repeat) {
     const state = ended ? 'unclear' : 'failed'
-    const reason = ended ? 'the output of lsattr can be read in more than one way' : (complaint(running, exit) ?? 'lsattr did not end')
+    const reason = ended ? `its output does not fit the names it was given${saying(exit)}` : (complaint(running, exit) ?? 'it did not end')
     return names.map(() => ({ state, reason }))
   }
   lsattr.runs.repeated += 2
@@ -163,7 +164,7 @@ async function listDirectories<T>(
     const known = new Map(group.map(({ fd, known }) => [fd, known]))
     const readings = matchDirectories(process.pid, known, stdout)
     const refusals = stderr.toString('latin1')
-    const why = wholly(exit) ? undefined : (complaint(lsattr.directories, exit) ?? 'lsattr did not end')
+    const why = wholly(exit) ? undefined : (complaint(lsattr.directories, exit) ?? 'it did not end')
     return group.map(({ fd, entries }) => ({
       entries,
       readings: entries.map((entry): Reading => {
@@ -173,7 +174,7 @@ async function listDirectories<T>(
         if (reading !== undefined) return reading
         if (why !== undefined) return { state: 'failed', reason: why }
         if (unsupported(refusals, `/proc/${process.pid}/fd/${fd}/`)) return { state: 'not-supported', reason: 'Operation not supported' }
-        return { state: 'unclear', reason: 'lsattr does not list it, or in more than one way' }
+        return { state: 'unclear', reason: 'it is not listed, or in more than one way' }
       }),
     }))
   } finally {
@@ -192,6 +193,11 @@ async function run(lsattr: Lsattr, running: Running, more: readonly string[]): P
   const result = await captureProgram(running, io)
   if (result.exit.notStarted !== undefined) throw new Error(complaint(running, result.exit))
   return result
+}
+
+/** The beginning of what it said on standard error, made visible. */
+function saying(exit: Exit): string {
+  return exit.stderr === '' ? '' : `; it said ${escapeName(Buffer.from(exit.stderr.slice(0, 200)))}`
 }
 
 /** It said all it had to say. */

@@ -5,7 +5,6 @@
  * Each file (segment) is a complete pcap and holds whole records only. Files are kept open until the end, so that the case
  * enters only those that stay. The files that span the cut are never given up.
  */
-import fs from 'node:fs'
 import { z } from 'zod'
 import { EvidenceError } from '../errors.js'
 import type { EvidenceFile } from '../evidence/case.js'
@@ -51,7 +50,7 @@ export const packetRing: Collector = async context => {
   context.onChange(({ phase }) => ring.changing(phase))
   const { exit, stopped } = await capture(source, ring, context, options)
   if (ring.error instanceof EvidenceError) throw ring.error
-  return result(source, await ring.end(), exit, stopped, ring)
+  return result(source, ring.end(), exit, stopped, ring)
 }
 
 /** Why it ended: because it was asked to, or what happened instead. */
@@ -105,7 +104,7 @@ const CHATTER = /^(tcpdump: )?(data link type |verbose output suppressed|listeni
 /** It ended before it was told to: in its own words where it has any. */
 function ended(source: Running, exit: Exit): string {
   const words = exit.stderr.split('\n').filter(line => line !== '' && !CHATTER.test(line))
-  const how = complaint(source, { ...exit, stderr: words.at(-1) ?? '' }) ?? `${source.argv[0]} exited with 0`
+  const how = complaint(source, { ...exit, stderr: words.join(' ').slice(0, 300) }) ?? `${source.argv[0]} exited with 0`
   return exit.notStarted === undefined ? `${how} (after ${formatDuration(exit.seconds)}, without being told to)` : how
 }
 
@@ -133,8 +132,6 @@ interface Segment {
   first: number
   last: number
   pinned: boolean
-  /** Written through to the disk after it was finished; it must not be closed before. */
-  synced: Promise<void>
 }
 
 class Ring {
@@ -155,7 +152,6 @@ class Ring {
   private pinNext = false
   private uncheckedBytes = 0
   private readonly evicted = { segments: 0, packets: 0, bytes: 0, first: 0, last: 0 }
-  private readonly evictions: Promise<void>[] = []
 
   constructor(context: CollectorContext, options: Options) {
     this.context = context
@@ -218,11 +214,9 @@ class Ring {
   }
 
   /** Closes what is kept and enters it in the case. */
-  async end(): Promise<readonly Segment[]> {
+  end(): readonly Segment[] {
     this.finish()
-    await Promise.all(this.evictions)
-    for (const { file, pinned, synced } of this.segments) {
-      await synced
+    for (const { file, pinned } of this.segments) {
       const notes = pinned ? ['spans a change of this host: never given up for newer packets'] : []
       file.close({ action: this.context.action, how: 'collector', ...(notes.length === 0 ? {} : { notes }) })
     }
@@ -276,7 +270,6 @@ class Ring {
       first: record.time,
       last: record.time,
       pinned: false,
-      synced: Promise.resolve(),
     }
     this.segments.push(segment)
     this.open = segment
@@ -306,12 +299,9 @@ class Ring {
     if (short !== undefined) this.error ??= new Error(short)
   }
 
-  /** Nothing more goes into the open segment. It is written through beside the capture, not at the end in one long wait. */
+  /** Nothing more goes into the open segment. */
   private finish(): void {
-    const segment = this.open
-    if (segment === undefined) return
     this.open = undefined
-    segment.synced = new Promise(resolve => fs.fsync(segment.file.fd, () => resolve()))
   }
 
   private evict(): void {
@@ -324,7 +314,7 @@ class Ring {
       evicted.segments += 1
       evicted.packets += segment.packets
       evicted.bytes += segment.file.bytes
-      this.evictions.push(segment.synced.then(() => segment.file.discard()))
+      segment.file.discard()
     }
   }
 }

@@ -53,9 +53,20 @@ const MAX_LISTED = 1000
 const ZEROS_NOTE =
   'a page of zeros may also be one that the kernel does not give: memfd_secret, offline or poisoned pages, pages given back to the hypervisor'
 
-/** Reads with positions beyond 2^53, in a thread of its own, so that a read that hangs does not stop anything else. */
-export async function openMemory(realPath: string): Promise<MemorySource> {
-  const handle = await open(realPath, fs.constants.O_RDONLY)
+/** makedev(1, 1), Documentation/admin-guide/devices.txt: physical memory. */
+const MEM_DEVICE = 0x101n
+
+/**
+ * Reads with positions beyond 2^53, in a thread of its own, so that a read that hangs does not stop anything else.
+ * @throws errno errors of open(2), and an Error when something else stands in the place of /dev/mem.
+ */
+export async function openMemory(realPath: string, source: CaptureOptions['source']): Promise<MemorySource> {
+  const handle = await open(realPath, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK | fs.constants.O_NOCTTY)
+  const status = await handle.stat({ bigint: true })
+  if (source === 'mem' && !(status.isCharacterDevice() && status.rdev === MEM_DEVICE)) {
+    await handle.close()
+    throw new Error('it is not the device of physical memory')
+  }
   return {
     read: async (into, at) => (await handle.read(into, 0, into.length, at)).bytesRead,
     close: () => handle.close(),
@@ -66,7 +77,7 @@ export async function openMemory(realPath: string): Promise<MemorySource> {
 export const physicalMemory: Collector = physicalMemoryFrom(openMemory)
 
 /** The same with another way to open the source. */
-export function physicalMemoryFrom(openSource: (realPath: string) => Promise<MemorySource>): Collector {
+export function physicalMemoryFrom(openSource: typeof openMemory): Collector {
   return async context => {
     const options = Options.parse(context.options)
     const ram = systemRam(readFile(context.host.at(options.iomem), IOMEM_LIMIT).toString('latin1'))
@@ -78,7 +89,7 @@ async function capture(
   options: CaptureOptions,
   ram: readonly AddressRange[],
   context: CollectorContext,
-  openSource: (realPath: string) => Promise<MemorySource>,
+  openSource: typeof openMemory,
 ): Promise<CollectorResult> {
   const unusable = (error: unknown): CollectorResult => ({
     outcome: 'failed',
@@ -86,10 +97,10 @@ async function capture(
   })
   let source: MemorySource
   try {
-    source = await openSource(context.host.at(options.from))
+    source = await openSource(context.host.at(options.from), options.source)
   } catch (error) {
     const outcome = errnoOf(error) === 'ENOENT' ? 'unavailable' : 'failed'
-    return { outcome, reason: `${options.from} cannot be opened (${errnoOf(error) || messageOf(error)})` }
+    return { outcome, reason: `${options.from} cannot be opened: ${errnoOf(error) || messageOf(error)}` }
   }
   try {
     let plan: MemoryPlan

@@ -68,7 +68,7 @@ export interface Reader {
   readonly hung: number
   /**
    * Looks, in this order. With `onBytes` the content of files is handed over piece by piece instead of being kept.
-   * @throws HungError
+   * @throws HungError, and whatever `onBytes` throws
    */
   look(looks: readonly Look[], onBytes?: (bytes: Buffer) => void): Promise<readonly Seen[]>
   /** Ends the child; what is still asked fails with a HungError. */
@@ -76,16 +76,16 @@ export interface Reader {
 }
 
 export interface ReaderOptions {
-  /** Without any answer for so long the child counts as held up; 3 s when absent. */
+  /** Without any answer for so long the child counts as held up; 2 s when absent. */
   readonly patience?: Seconds
   /** Started as `program -e CODE`; our own Node when absent. */
   readonly program?: string
 }
 
-const PATIENCE: Seconds = 3
+const PATIENCE: Seconds = 2
 
 /** So many children are lost at most: each may stay behind in the kernel, unkillable, and has cost `patience`. */
-const MOST_CHILDREN = 12
+const MOST_CHILDREN = 24
 
 export function openReader(options: ReaderOptions = {}): Reader {
   return new ChildReader(options)
@@ -129,12 +129,14 @@ interface Request {
 interface Pending extends Request {
   readonly onBytes: ((bytes: Buffer) => void) | undefined
   readonly resolve: (seen: readonly Seen[]) => void
-  readonly reject: (error: HungError) => void
+  readonly reject: (error: unknown) => void
   parts: Buffer[][]
   seen: Seen[]
   /** Bytes were handed over already: it cannot be asked again. */
   begun: boolean
   lost: number
+  /** What `onBytes` threw: told when the answer has ended. */
+  thrown?: unknown
 }
 
 /** Bytes before each frame: id, length of its JSON, length of its content; each a little-endian 32 bit number. */
@@ -298,13 +300,14 @@ class ChildReader implements Reader {
         clearTimeout(this.timer)
         this.timer = undefined
       }
-      pending.resolve(pending.seen)
+      if ('thrown' in pending) pending.reject(pending.thrown)
+      else pending.resolve(pending.seen)
       return
     }
     const index = meta.look as number
     if (pending.onBytes !== undefined && pending.looks[index]?.op === 'file') {
       pending.begun = true
-      if (bytes.length > 0) pending.onBytes(bytes)
+      handOver(pending, bytes)
     } else {
       const parts = pending.parts[index] ?? []
       // A copy: `bytes` is a window into a chunk of the pipe that may hold much more.
@@ -315,6 +318,16 @@ class ChildReader implements Reader {
     const { look: _, more: __, ...told } = meta
     pending.seen[index] = { cut: false, ...told, bytes: Buffer.concat(pending.parts[index] ?? []) }
     pending.parts[index] = []
+  }
+}
+
+/** Called from the pipe's event: an exception of the receiver must reach who asked, not the process. */
+function handOver(pending: Pending, bytes: Buffer): void {
+  if (bytes.length === 0 || 'thrown' in pending) return
+  try {
+    pending.onBytes?.(bytes)
+  } catch (error) {
+    pending.thrown = error
   }
 }
 

@@ -16,6 +16,7 @@ import {
   openLog,
   openRegular,
   type Pinned,
+  pieces,
   pin,
   pinBelow,
   readRegular,
@@ -42,8 +43,8 @@ const SYNC_TOGETHER = 16
 /** A program that we could not end may still write: so much of it is waited for while its file is hashed. */
 const GROWTH = 16 << 20
 
-/** Longest log that is read back: a custody log or artifacts.jsonl of a million artifacts. */
-export const LONGEST_LOG = 1 << 30
+/** Longest log that is read back, far below the longest string of V8 (512 MiB): half a million artifacts and more. */
+export const LONGEST_LOG = 256 << 20
 
 /**
  * File systems that do not keep the owner that we are, so that a directory of ours may show another one there:
@@ -192,7 +193,7 @@ export class CaseDirectory implements Case, Keeper {
     const relative = this.#place(step, name)
     if (this.#taken.has(relative)) throw new EvidenceError(`${relative} is entered already`)
     this.#writing.get(relative)?.abandon()
-    const fd = openRegular(this.root.at(relative))
+    const fd = openWritten(this.root, relative)
     this.#taken.add(relative)
     try {
       const status = fs.fstatSync(fd)
@@ -488,25 +489,26 @@ function recoverArtifacts(root: Pinned): ReturnType<typeof readArtifacts> & { re
   return { ...readArtifacts(bytes.toString('utf8', 0, whole)), torn: torn.length }
 }
 
+/** A plain Error, also where it is an errno: a program that did not write its file is no reason to stop. */
+function openWritten(root: Pinned, relative: string): number {
+  try {
+    return openRegular(root.at(relative))
+  } catch (error) {
+    const code = errnoOf(error)
+    const why = code === 'ENOENT' ? 'it was not written' : code || (error as Error).message
+    throw new Error(`${relative}: ${why}`, { cause: error })
+  }
+}
+
 /** Hashes to the end of a file, or to `GROWTH` beyond the size that it had; lets others work meanwhile. */
 async function hashGrowing(fd: number, size: number): Promise<{ sha256: string; bytes: number }> {
   const hash = createHash('sha256')
-  const buffer = Buffer.allocUnsafe(LARGE)
-  const most = size + GROWTH
   let bytes = 0
-  while (bytes < most) {
-    const got = await read(fd, buffer, Math.min(buffer.length, most - bytes), bytes)
-    if (got === 0) break
-    hash.update(buffer.subarray(0, got))
-    bytes += got
+  for await (const piece of pieces(fd, 0, size + GROWTH)) {
+    hash.update(piece)
+    bytes += piece.length
   }
   return { sha256: hash.digest('hex'), bytes }
-}
-
-function read(fd: number, buffer: Buffer, length: number, position: number): Promise<number> {
-  return new Promise((resolve, reject) => {
-    fs.read(fd, buffer, 0, length, position, (error, got) => (error === null ? resolve(got) : reject(error)))
-  })
 }
 
 /** A program makes its files as it likes: with its own umask, or as the user to whom it drops its rights. */

@@ -2,6 +2,7 @@
  * How evidence gets onto the disk: below a directory that is pinned by a descriptor, so that whoever may write to the
  * directory around it (the home of the user behind sudo) cannot lead us elsewhere by swapping a name.
  */
+import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import { EvidenceError } from '../errors.js'
 import { errnoOf } from '../host.js'
@@ -20,7 +21,8 @@ const WORDS: Readonly<Record<string, string>> = {
 export function diskRefused(what: string, error: unknown): EvidenceError {
   if (error instanceof EvidenceError) return error
   const code = errnoOf(error)
-  const why = WORDS[code] === undefined ? (error instanceof Error ? error.message : String(error)) : `${WORDS[code]} (${code})`
+  // Not the message of an errno: it names the descriptor behind which the case lies, which helps nobody.
+  const why = code === '' ? String(error instanceof Error ? error.message : error) : `${WORDS[code] ?? 'the system refuses'} (${code})`
   return new EvidenceError(`cannot ${what}: ${why}`, { cause: error })
 }
 
@@ -69,11 +71,16 @@ export function openRegular(path: string, writable = false): number {
   throw new Error('it is not a regular file')
 }
 
-/** The whole of a regular file, at most `maxBytes` of it. */
+/**
+ * The whole of a regular file.
+ * @throws Error with the errno, or one that says that it is no regular file or larger than `maxBytes`.
+ */
 export function readRegular(path: string, maxBytes: number): Buffer {
   const fd = openRegular(path)
   try {
-    const buffer = Buffer.alloc(Math.min(fs.fstatSync(fd).size, maxBytes))
+    const { size } = fs.fstatSync(fd)
+    if (size > maxBytes) throw new Error(`it is larger than ${maxBytes} bytes`)
+    const buffer = Buffer.alloc(size)
     return buffer.subarray(0, readFully(fd, buffer, 0))
   } finally {
     fs.closeSync(fd)
@@ -89,6 +96,33 @@ export function readFully(fd: number, buffer: Buffer, position: number): number 
     done += got
   }
   return done
+}
+
+/** Bytes of a file from a position on, a MiB at a time; ends early where the file does. Lets others work meanwhile. */
+export async function* pieces(fd: number, from: number, bytes: number): AsyncGenerator<Buffer> {
+  for (let done = 0; done < bytes; ) {
+    // A new buffer each time: who reads ahead still has the one before.
+    const buffer = Buffer.allocUnsafe(Math.min(1 << 20, bytes - done))
+    const got = await new Promise<number>((resolve, reject) => {
+      fs.read(fd, buffer, 0, buffer.length, from + done, (error, read) => (error === null ? resolve(read) : reject(error)))
+    })
+    if (got === 0) return
+    yield buffer.subarray(0, got)
+    done += got
+  }
+}
+
+/** SHA-256 of the first `size` bytes, lower case hex; does not let others work meanwhile. */
+export function hashNow(fd: number, size: number): string {
+  const hash = createHash('sha256')
+  const buffer = Buffer.allocUnsafe(1 << 20)
+  for (let at = 0; at < size; ) {
+    const got = readFully(fd, buffer.subarray(0, Math.min(buffer.length, size - at)), at)
+    if (got === 0) throw new Error('it became shorter while it was hashed')
+    hash.update(buffer.subarray(0, got))
+    at += got
+  }
+  return hash.digest('hex')
 }
 
 /**

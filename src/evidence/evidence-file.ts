@@ -3,7 +3,7 @@ import { createHash, type Hash } from 'node:crypto'
 import fs from 'node:fs'
 import { EvidenceError } from '../errors.js'
 import type { Artifact, EvidenceFile, Origin } from './case.js'
-import { closeQuietly, diskRefused, readFully } from './disk.js'
+import { closeQuietly, diskRefused, hashNow } from './disk.js'
 
 /** An artifact from this size on is written through when it is closed; smaller ones together, see docs/formats.md. */
 export const LARGE = 1 << 20
@@ -81,7 +81,7 @@ export class WritingFile implements EvidenceFile {
       if (this.#endsInHole) fs.ftruncateSync(this.fd, this.#bytes)
       const size = fs.fstatSync(this.fd).size
       // A program that was given the descriptor wrote as well: what lies there is what counts.
-      const sha256 = size === this.#bytes ? this.#hash.digest('hex') : hashOf(this.fd, size)
+      const sha256 = size === this.#bytes ? this.#hash.digest('hex') : hashNow(this.fd, size)
       if (size >= LARGE) fs.fsyncSync(this.fd)
       this.#finish()
       return this.#keeper.enter({ path: this.path, bytes: size, sha256 }, origin)
@@ -125,16 +125,4 @@ export class WritingFile implements EvidenceFile {
       if (error !== null && !this.#closed) this.#lost = error
     })
   }
-}
-
-function hashOf(fd: number, size: number): string {
-  const hash = createHash('sha256')
-  const buffer = Buffer.allocUnsafe(LARGE)
-  for (let at = 0; at < size; ) {
-    const got = readFully(fd, buffer.subarray(0, Math.min(buffer.length, size - at)), at)
-    if (got === 0) throw new EvidenceError('it became shorter while it was hashed')
-    hash.update(buffer.subarray(0, got))
-    at += got
-  }
-  return hash.digest('hex')
 }

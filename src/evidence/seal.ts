@@ -13,7 +13,7 @@ import { BAGIT, fetchText, infoText, inOrder, manifestText, payloadOxum, readFet
 import type { Case } from './case.js'
 import { CaseDirectory, endsSealed, findCase, LONGEST_LOG } from './case-directory.js'
 import { readCustody } from './custody.js'
-import { closeQuietly, createFile, diskRefused, openRegular, type Pinned, readFully, readRegular, syncDirectory } from './disk.js'
+import { closeQuietly, createFile, diskRefused, hashNow, openRegular, type Pinned, readFully, readRegular, syncDirectory } from './disk.js'
 import { LARGE } from './evidence-file.js'
 import { difference, takeStock } from './stock.js'
 
@@ -132,7 +132,7 @@ async function settle(caze: CaseDirectory): Promise<readonly string[]> {
   const stock = takeStock(caze.root)
   const was = new Map(stock.renamed.map(({ path: renamed, was }) => [renamed, was]))
   const leftOut = [...stock.leftOut]
-  const late: string[] = []
+  const late = new Set<string>()
   for (const { path: relative } of stock.payload) {
     if (caze.has(relative)) continue
     const [, step, ...name] = relative.split('/')
@@ -140,7 +140,7 @@ async function settle(caze: CaseDirectory): Promise<readonly string[]> {
     const notes = ['entered by the seal: whoever wrote it did not finish', ...(old === undefined ? [] : [`its name was ${old}`])]
     try {
       await caze.adopt(step as string, name.join('/'), { action: `${step}/?`, how: 'program', notes })
-      late.push(relative)
+      late.add(relative)
     } catch (error) {
       if (error instanceof EvidenceError) throw error
       leftOut.push({ what: relative, why: error instanceof Error ? error.message : String(error) })
@@ -149,19 +149,19 @@ async function settle(caze: CaseDirectory): Promise<readonly string[]> {
   const sizes = new Map(stock.payload.map(file => [file.path, file.bytes]))
   const differs: { path: string; how: string }[] = []
   for (const artifact of caze.artifacts) {
-    if (late.includes(artifact.path)) continue
+    if (late.has(artifact.path)) continue
     const how = difference(artifact, sizes.get(artifact.path))
     if (how === undefined) continue
     differs.push({ path: artifact.path, how })
     // A program that we could not end writes on behind what was hashed: only that is evidence.
     if (how === 'longer') cut(caze.root, artifact.path, artifact.bytes)
   }
-  if (unclosed.length + late.length + leftOut.length + stock.renamed.length + differs.length > 0) {
+  if (unclosed.length + late.size + leftOut.length + stock.renamed.length + differs.length > 0) {
     caze.record('gap', {
       why: 'found by the seal',
       // The rest is in artifacts.jsonl; a line of a million names helps nobody.
-      late: late.slice(0, 100),
-      lateCount: late.length,
+      late: [...late].slice(0, 100),
+      lateCount: late.size,
       renamed: stock.renamed.slice(0, 100).map(({ path: now, was }) => ({ now, was })),
       leftOut: leftOut.slice(0, 100).map(({ what, why }) => ({ what, why })),
       leftOutCount: leftOut.length,
@@ -208,12 +208,19 @@ function writeTags(caze: CaseDirectory, info: SealInfo): void {
     ]),
   )
   caze.writeTag('manifest-sha256.txt', manifestText(caze.artifacts))
-  if (beside.length > 0) caze.writeTag('fetch.txt', fetchText(beside, info.host, caze.directory))
+  // One may be left from a seal that the disk refused.
+  if (beside.length === 0) caze.remove('fetch.txt')
+  else caze.writeTag('fetch.txt', fetchText(beside, info.host, caze.directory))
 }
 
 function fileHash(root: Pinned, name: string): string {
   try {
-    return createHash('sha256').update(readTag(root, name)).digest('hex')
+    const fd = openRegular(root.at(name))
+    try {
+      return hashNow(fd, fs.fstatSync(fd).size)
+    } finally {
+      closeQuietly(fd)
+    }
   } catch (error) {
     throw diskRefused(`read ${name}`, error)
   }
@@ -231,13 +238,7 @@ interface Place {
 }
 
 /** From the sealed directory alone, so that it can be done again. Closes `root` and `parent`. */
-async function archive(
-  place: Place,
-  head: string,
-  date: Date,
-  options: ArchiveOptions,
-  damaged: readonly string[],
-): Promise<Sealed> {
+async function archive(place: Place, head: string, date: Date, options: ArchiveOptions, damaged: readonly string[]): Promise<Sealed> {
   const { id, directory, root, parent } = place
   const name = `${id}.zip`
   const unfinished = `${name}.unfinished`
@@ -312,7 +313,8 @@ function publish(parent: Pinned, unfinished: string, name: string): void {
   } catch (error) {
     if (errnoOf(error) === 'EEXIST') throw new EvidenceError(`a file ${name} has appeared meanwhile`, { cause: error })
     if (!NO_LINKS.has(errnoOf(error))) throw error
-    if (fs.lstatSync(parent.at(name), { throwIfNoEntry: false }) !== undefined) throw new EvidenceError(`a file ${name} has appeared meanwhile`)
+    if (fs.lstatSync(parent.at(name), { throwIfNoEntry: false }) !== undefined)
+      throw new EvidenceError(`a file ${name} has appeared meanwhile`)
     fs.renameSync(parent.at(unfinished), parent.at(name))
     return
   }
@@ -332,16 +334,15 @@ function discard(parent: Pinned, unfinished: string): void {
  * put a link where we are about to change an owner. Returns what did not work; evidence is not lost by that.
  */
 function handOver(root: Pinned, archiveFd: number, owner: { readonly uid: number; readonly gid: number }): string[] {
-  const walk = (folder: string): void => {
-    for (const raw of fs.readdirSync(root.at(folder), { withFileTypes: true, encoding: 'buffer' })) {
-      const relative = Buffer.concat([Buffer.from(`${root.at(folder)}${folder === '' ? '' : '/'}`), raw.name])
-      if (raw.isDirectory()) walk(folder === '' ? raw.name.toString() : `${folder}/${raw.name.toString()}`)
-      else fs.lchownSync(relative, owner.uid, owner.gid)
+  const walk = (folder: Buffer): void => {
+    for (const entry of fs.readdirSync(folder, { withFileTypes: true, encoding: 'buffer' })) {
+      const inside = Buffer.concat([folder, Buffer.from('/'), entry.name])
+      if (entry.isDirectory()) walk(inside)
+      fs.lchownSync(inside, owner.uid, owner.gid)
     }
-    if (folder !== '') fs.lchownSync(root.at(folder), owner.uid, owner.gid)
   }
   try {
-    walk('')
+    walk(Buffer.from(root.at('.')))
     fs.fchownSync(archiveFd, owner.uid, owner.gid)
     fs.fchownSync(root.fd, owner.uid, owner.gid)
     return []

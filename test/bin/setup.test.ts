@@ -40,7 +40,7 @@ describe('the programs that bin/setup installs', () => {
   })
 })
 
-describe('bin/setup on a machine that has everything', () => {
+describe('bin/setup on a machine that has every program', () => {
   it('installs nothing, builds, and can be run again', () => {
     const copy = path.join(temp, 'check out')
     fs.mkdirSync(copy)
@@ -55,7 +55,7 @@ describe('bin/setup on a machine that has everything', () => {
     fs.copyFileSync(path.join(copy, 'package-lock.json'), stamp)
     const managers = path.join(temp, 'managers')
     fs.mkdirSync(managers)
-    for (const name of ['apt-get', 'dnf', 'apk', 'sudo']) standIn(managers, name, 'exit 1')
+    for (const name of [...Object.keys(TOOLS), 'apt-get', 'dnf', 'apk', 'sudo']) standIn(managers, name, 'exit 1')
 
     const env = { PATH: `${managers}:${process.env.PATH}`, HOME: temp }
     const setup = () => spawnSync('./bin/setup', [], { cwd: copy, env, encoding: 'utf8' })

@@ -34,9 +34,9 @@ const commands = {
       socket.once('connect', () => finish(flows.push(socket) - 1))
     })
   },
-  echo({ flow, timeout }) {
+  echo({ flow, timeout, bytes = 16 }) {
     const socket = flows[flow]
-    const token = randomBytes(8).toString('hex')
+    const token = randomBytes(bytes / 2).toString('hex')
     let got = ''
     return new Promise(resolve => {
       const heard = chunk => {

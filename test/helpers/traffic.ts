@@ -29,8 +29,8 @@ export interface Towards {
 }
 
 export interface Flow {
-  /** Sends something and waits until it comes back. */
-  works(): Promise<boolean>
+  /** Sends so much (16 bytes when absent) and waits until it has come back. */
+  works(bytes?: number): Promise<boolean>
   /** The same, but waits only as long as a working flow would need at most on a quiet machine. */
   isDead(): Promise<boolean>
 }
@@ -78,7 +78,7 @@ export async function startTraffic(namespace: Namespace): Promise<Traffic> {
     const flow = await ask('connect', { timeout: WORKS, ...towards })
     if (flow === false) return undefined
     return {
-      works: async () => (await ask('echo', { flow, timeout: WORKS })) === true,
+      works: async (bytes = 16) => (await ask('echo', { flow, bytes, timeout: WORKS })) === true,
       isDead: async () => (await ask('echo', { flow, timeout: DEAD })) === false,
     }
   }

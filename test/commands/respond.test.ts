@@ -1,0 +1,159 @@
+/** The main job, end to end: the real command in a namespace, an attacker and a responder in another. */
+import fs from 'node:fs'
+import path from 'node:path'
+import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { caseIn, checkWithStandardTools, custodyOf, IR, ir, outputDirectory, removeDirectories } from '../helpers/ir.js'
+import { joinNamespaces, type Namespace, openNamespace } from '../helpers/namespace.js'
+
+const ATTACKER = '203.0.113.66'
+const RESPONDER = '198.51.100.7'
+
+let host: Namespace
+let peer: Namespace
+let output: string
+let audited: string
+
+beforeEach(async () => {
+  output = outputDirectory()
+  audited = outputDirectory()
+  host = await openNamespace()
+  peer = await openNamespace()
+  await joinNamespaces(host, ['192.0.2.10/24', '2001:db8:1::10/64'], peer, ['192.0.2.1/24', `${ATTACKER}/32`, `${RESPONDER}/32`])
+  await host.must(['ip', 'route', 'add', 'default', 'via', '192.0.2.1'])
+})
+afterEach(async () => {
+  await host.close()
+  await peer.close()
+})
+afterAll(removeDirectories)
+
+/** A flow that sends a beat and counts answers: `beats()` tells how many came so far. */
+async function conversation(server: Namespace, listen: string, client: Namespace, port: number, from?: string): Promise<() => number> {
+  const serve = `require('net').createServer(s=>{s.on('error',()=>{});s.on('data',d=>s.write(d))}).listen(${port},'${listen}',()=>console.log('up'))`
+  const serving = server.start([process.execPath, '-e', serve])
+  await new Promise(resolve => serving.stdout?.once('data', resolve))
+  const talk = `const s=require('net').connect({host:'${listen}',port:${port}${from ? `,localAddress:'${from}'` : ''}});s.on('error',()=>{});s.on('data',()=>console.log('beat'));setInterval(()=>s.write('x'),100)`
+  const talking = client.start([process.execPath, '-e', talk])
+  let beats = 0
+  talking.stdout?.on('data', chunk => {
+    beats += String(chunk).split('beat').length - 1
+  })
+  while (beats === 0) await new Promise(resolve => setTimeout(resolve, 50))
+  return () => beats
+}
+
+const after = (milliseconds: number) => new Promise(resolve => setTimeout(resolve, milliseconds))
+
+const respond = (...more: string[]) =>
+  host.run([IR, 'respond', '--yes', '--allow', RESPONDER, '--output', output, '--path', audited, ...more], { timeout: 120_000 })
+
+describe('ir respond', () => {
+  it('cuts the attacker off, keeps the responder, and leaves one sealed archive', async () => {
+    const before = await host.must(['nft', 'list', 'ruleset'])
+    const beacon = await conversation(peer, ATTACKER, host, 4444)
+    const session = await conversation(host, '192.0.2.10', peer, 22, RESPONDER)
+    const found = await respond('--examiner', 'Eve', '--authority', 'CISO', '--case', 'INC-42')
+    // No source of physical memory here: sealed, but something is missing.
+    expect(found.code, found.stderr + found.stdout).toBe(3)
+
+    const [beats, heard] = [beacon(), session()]
+    await after(1000)
+    expect(beacon()).toBe(beats)
+    expect(session()).toBeGreaterThan(heard)
+
+    const directory = caseIn(output)
+    const bag = checkWithStandardTools(`${directory}.zip`)
+    expect(fs.readFileSync(path.join(bag, 'bag-info.txt'), 'utf8')).toMatch(/INC-42/)
+    expect(fs.readFileSync(path.join(bag, 'bag-info.txt'), 'utf8')).toMatch(/Eve/)
+    expect((await ir(['verify', `${directory}.zip`])).code).toBe(0)
+    expect((await ir(['verify', directory])).code).toBe(0)
+
+    const custody = custodyOf(directory)
+    const outcomes = Object.fromEntries(custody.filter(line => line.event === 'step').map(line => [line.step, line.outcome]))
+    expect(outcomes).toEqual({
+      isolate: 'collected',
+      'snapshot-connections': expect.stringMatching(/collected|unavailable/),
+      'snapshot-processes': 'collected',
+      'capture-mem': 'unavailable',
+      'audit-attrs': 'collected',
+      'capture-net': 'collected',
+    })
+    expect(fs.readFileSync(path.join(directory, 'custody.jsonl'), 'utf8')).toContain('"step":"capture-mem"')
+    expect(custody.at(-1)?.event).toBe('seal')
+    // The way back stands in the log before the rules are loaded.
+    const [announced, loaded] = [
+      custody.findIndex(line => line.event === 'change' && line.action === 'isolate/1'),
+      custody.findIndex(line => line.event === 'finish' && line.action === 'isolate/1'),
+    ]
+    expect(announced).toBeGreaterThan(0)
+    expect(announced).toBeLessThan(loaded)
+
+    const sockets = fs.readFileSync(path.join(directory, 'data/snapshot-connections/sockets.jsonl'), 'utf8')
+    expect(sockets).toContain(ATTACKER)
+    expect(fs.readdirSync(path.join(directory, 'data/capture-net')).filter(name => name.endsWith('.pcap')).length).toBeGreaterThan(0)
+
+    // The way back, by hand.
+    const undone = await host.run(['sh', path.join(directory, 'undo.sh')])
+    expect(undone.code, undone.stderr).toBe(0)
+    expect(await host.must(['nft', 'list', 'ruleset'])).toBe(before)
+  })
+
+  it('prints in a dry run what it then does: the plan is the same but for its time', async () => {
+    const args = [
+      'respond',
+      '--allow',
+      RESPONDER,
+      '--output',
+      output,
+      '--path',
+      audited,
+      '--only',
+      'isolate,snapshot-connections,audit-attrs',
+      '--json',
+    ]
+    const dry = await host.must([IR, ...args, '--dry-run'])
+    await host.run([IR, ...args, '--yes'])
+    const real = fs.readFileSync(path.join(caseIn(output), 'plan.json'), 'utf8')
+    const timeless = (text: string): string => text.replaceAll(/\d{8}T\d{6}Z/g, 'STAMP').replaceAll(/"planned": "[^"]+"/g, '"planned"')
+    expect(timeless(dry)).toBe(timeless(real))
+  })
+
+  it('is one JSON document with --json, everything else on stderr', async () => {
+    const found = await respond('--only', 'snapshot-connections', '--json')
+    const document = JSON.parse(found.stdout)
+    expect(document).toMatchObject({ exit: found.code, archive: `${caseIn(output)}.zip`, head: expect.stringMatching(/^[0-9a-f]{64}$/) })
+    expect(found.stderr).toContain('snapshot-connections')
+  })
+
+  it('leaves out what --skip names', async () => {
+    await respond('--skip', 'capture-net,capture-mem,snapshot-processes,snapshot-connections')
+    const steps = custodyOf(caseIn(output)).flatMap(line => (line.event === 'step' ? [line.step] : []))
+    expect(steps).toEqual(['isolate', 'audit-attrs'])
+  })
+
+  it('takes flags as IR_ variables', async () => {
+    const found = await host.run([IR, 'respond', '--only', 'audit-attrs'], {
+      env: { PATH: '/usr/bin:/bin', IR_OUTPUT: output, IR_PATH: audited, IR_YES: 'true', IR_CASE: 'INC-43' },
+    })
+    expect(found.code, found.stderr).toBe(0)
+    expect(fs.readFileSync(path.join(caseIn(output), 'bag-info.txt'), 'utf8')).toContain('INC-43')
+  })
+
+  it('isolates, stays isolated when isolated again, and releases exactly', async () => {
+    await host.must(['nft', '-f', '-'], {
+      stdin:
+        'table inet site { set banned { type ipv4_addr; elements = { 192.0.2.99 } }\nchain input { type filter hook input priority 0; policy accept; ip saddr @banned counter drop; } }\n',
+    })
+    const before = await host.must(['nft', '-s', 'list', 'ruleset'])
+    for (const _ of [1, 2]) {
+      const found = await host.run([IR, 'isolate', '--yes', '--allow', RESPONDER, '--output', outputDirectory()])
+      expect(found.code, found.stderr).toBe(0)
+      expect(found.stderr).toContain('undo:')
+    }
+    expect((await host.must(['nft', 'list', 'tables'])).match(/ir_isolate/g)).toHaveLength(1)
+    const released = await host.run([IR, 'release', '--yes', '--output', output])
+    expect(released.code, released.stderr).toBe(0)
+    expect(released.stdout).toMatch(/nothing else/i)
+    expect(await host.must(['nft', '-s', 'list', 'ruleset'])).toBe(before)
+  })
+})
