@@ -7,6 +7,7 @@ import { release } from '../playbooks/steps/release.js'
 import { snapshotConnections } from '../playbooks/steps/snapshot-connections.js'
 import { snapshotProcesses } from '../playbooks/steps/snapshot-processes.js'
 import Doctor from './doctor.js'
+import Drill from './drill.js'
 import Respond from './respond.js'
 import Seal from './seal.js'
 import { stepCommand } from './step.js'
@@ -25,6 +26,7 @@ export const COMMANDS = {
     examples: ['capture-net --duration 60s', 'capture-net --rotate 300s --files 5 --interface eth0'],
   }),
   'audit-attrs': stepCommand(auditAttrs, { examples: ['audit-attrs', 'audit-attrs --path /etc,/opt'] }),
+  drill: Drill,
   seal: Seal,
   verify: Verify,
   doctor: Doctor,

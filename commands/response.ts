@@ -81,7 +81,7 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   } finally {
     await view.close()
   }
-  for (const line of summaryLines(result)) (json ? stderr : stdout)(line)
+  for (const line of summaryLines(result, call.guard !== undefined)) (json ? stderr : stdout)(line)
   return { document: documentOf(result), exitCode: result.exitCode, archive: result.sealed.archive }
 }
 

@@ -120,11 +120,23 @@ export function undoLines(change: Change): string[] {
   return change.undo.flatMap(running => `undo: ${typed(running)}`.split('\n').map(visible))
 }
 
+/** A reason at a glance; the whole of it stands in the custody log. */
+function shortened(text: string): string {
+  return text.length <= REASON_MOST ? text : `${text.slice(0, REASON_MOST).replace(/\s+\S*$/, '')} ...`
+}
+
+const REASON_MOST = 160
+
 /** One line for an ended step. */
 export function stepLine(result: StepResult): string {
   const size = result.bytes > 0 ? `, ${formatBytes(result.bytes)}` : ''
-  const reason = result.reason === undefined ? '' : `: ${visible(result.reason)}`
+  const reason = result.reason === undefined ? '' : `: ${shortened(visible(result.reason))}`
   return `${result.id}  ${outcomeText(result.outcome)} in ${formatDuration(result.seconds)}${size}${reason}`
+}
+
+/** What was found and on whom, in one line. */
+export function headline(finding: { readonly title: string; readonly subject: { readonly name: string } }): string {
+  return finding.title.includes(finding.subject.name) ? finding.title : `${finding.title}: ${finding.subject.name}`
 }
 
 export function verdictLines(verdicts: readonly Verdict[]): string[] {
@@ -132,7 +144,7 @@ export function verdictLines(verdicts: readonly Verdict[]): string[] {
   const order: Severity[] = ['critical', 'high', 'medium', 'low', 'info']
   const lines = findings
     .toSorted((left, right) => order.indexOf(left.severity) - order.indexOf(right.severity))
-    .map(finding => `  ${severe(finding.severity)} ${visible(finding.title)}`)
+    .map(finding => `  ${severe(finding.severity)} ${shortened(visible(headline(finding)))}`)
   for (const verdict of verdicts)
     if ('notAssessed' in verdict) lines.push(chalk.yellow(`  not assessed: ${verdict.rule}: ${visible(verdict.notAssessed)}`))
   for (const verdict of verdicts) if ('clear' in verdict) lines.push(chalk.dim(`  ${verdict.rule}: ${visible(verdict.clear)}`))
@@ -142,8 +154,8 @@ export function verdictLines(verdicts: readonly Verdict[]): string[] {
 /** Findings shown at the end; the rest stands in findings.json. */
 const SHOWN = 12
 
-/** The end of a response, for the engineer's notes. */
-export function summaryLines(result: ResponseResult): string[] {
+/** The end of a response, for the engineer's notes. `confined`: what stands ends with the namespace of the drill. */
+export function summaryLines(result: ResponseResult, confined = false): string[] {
   const lines = [
     '',
     ...result.steps.map(step => `  ${step.outcome === 'collected' ? chalk.green('\u2713') : chalk.yellow('\u2022')} ${stepLine(step)}`),
@@ -152,11 +164,9 @@ export function summaryLines(result: ResponseResult): string[] {
   if (verdicts.length > 0) lines.push('', ...verdicts.slice(0, SHOWN))
   if (verdicts.length > SHOWN) lines.push(chalk.dim(`  and ${verdicts.length - SHOWN} more in findings.json`))
   lines.push('')
-  for (const change of result.standing) {
-    lines.push(
-      `${chalk.magenta('still in force:')} ${visible(change.effect)}`,
-      ...(change.undo.length > 0 ? ['  undo it with: ir release'] : []),
-    )
+  for (const change of confined ? [] : result.standing) {
+    const way = change.undo.length > 0 ? ['  undo it with: ir release'] : []
+    lines.push(`${chalk.magenta('still in force:')} ${visible(change.effect)}`, ...way)
   }
   for (const running of result.leftChanged) {
     lines.push(chalk.red('This host is left changed: an undo failed. Type:'), ...typed(running).split('\n').map(visible))

@@ -212,6 +212,8 @@ export interface ActionResult {
   readonly exit?: number
   /** What a collector counted and measured. */
   readonly facts?: JsonObject
+  /** Evidence files it made, by 'data/<step>/<name>': tells which action a file is of. */
+  readonly artifacts?: readonly { readonly path: string }[]
 }
 
 /** The artifacts of one step. Names are those of the plan; text is decoded as UTF-8 with replacement. */

@@ -126,10 +126,15 @@ class OddEntries {
   #keep(entry: Entry): void {
     this.#count++
     const key = entry.parent.toString('latin1')
-    const there = this.#byDirectory.get(key)
-    if (there === undefined) this.#byDirectory.set(key, { directory: entry.parent, entries: [entry] })
-    else there.entries.push(entry)
+    const there = this.#byDirectory.get(key) ?? { directory: alone(entry.parent), entries: [] }
+    there.entries.push({ ...entry, path: alone(entry.path), parent: there.directory })
+    this.#byDirectory.set(key, there)
   }
+}
+
+/** A copy that keeps nothing else alive: Node cuts small Buffers from common slabs. */
+function alone(bytes: Buffer): Buffer {
+  return Buffer.from(Uint8Array.from(bytes).buffer)
 }
 
 /** What the kernel says about entries that lsattr does not call immutable. */

@@ -89,8 +89,10 @@ export interface Walk {
 
 const OMITTED = 1000
 
+/** A directory to be read. */
 interface Pending {
-  readonly path: Buffer
+  /** Its bytes as Latin-1: a Buffer that waits would keep the whole slab alive that Node cut it from. */
+  readonly bytes: string
   readonly root: number
   readonly depth: number
 }
@@ -175,7 +177,7 @@ class Walking implements Walk {
     for (const start of this.#starts) {
       this.#count(start)
       yield start
-      if (start.kind === 'directory') queue.push({ path: start.path, root: start.root, depth: 0 })
+      if (start.kind === 'directory') queue.push({ bytes: start.path.toString('latin1'), root: start.root, depth: 0 })
     }
     for (let head = 0; head < queue.length; head++) {
       const directory = queue[head] as Pending
@@ -191,18 +193,19 @@ class Walking implements Walk {
 
   *#readDirectory(directory: Pending, queue: Pending[]): Generator<Entry> {
     const root = this.#rootOf(directory)
+    const here = Buffer.from(directory.bytes, 'latin1')
     let names: fs.Dir | undefined
     try {
       // The type knows only text encodings; Node gives Buffers for this one, here as in readdir.
-      names = fs.opendirSync(directory.path, { encoding: 'buffer' as BufferEncoding, bufferSize: 256 })
-      const holdsMounts = this.#mountsIn.has(directory.path.toString())
+      names = fs.opendirSync(here, { encoding: 'buffer' as BufferEncoding, bufferSize: 256 })
+      const holdsMounts = this.#mountsIn.has(here.toString())
       for (let found = names.readSync(); found !== null; found = names.readSync()) {
         if (this.#stopped()) {
           root.notReached++
           return
         }
         this.seen++
-        const path = join(directory.path, found.name as unknown as Buffer)
+        const path = join(here, found.name as unknown as Buffer)
         const kind = found.isDirectory() ? 'directory' : found.isFile() ? 'file' : 'other'
         if (holdsMounts && !this.#mayTouch(path, directory.root)) continue
         if (kind === 'other') {
@@ -210,7 +213,7 @@ class Walking implements Walk {
           continue
         }
         if (kind === 'directory' && !this.#isNew(path, directory.root)) continue
-        const entry: Entry = { path, kind, parent: directory.path, root: directory.root }
+        const entry: Entry = { path, kind, parent: here, root: directory.root }
         this.#count(entry)
         yield entry
         if (kind === 'file') continue
@@ -218,13 +221,13 @@ class Walking implements Walk {
           this.hit.add('depth')
           root.notReached++
         } else {
-          queue.push({ path, root: directory.root, depth: directory.depth + 1 })
+          queue.push({ bytes: path.toString('latin1'), root: directory.root, depth: directory.depth + 1 })
         }
       }
     } catch (error) {
       // One that is gone by now holds nothing that could be read.
       if (errnoOf(error) === 'ENOENT') return
-      this.#omit(this.unread, directory.path, directory.root, errnoOf(error) || String(error))
+      this.#omit(this.unread, here, directory.root, errnoOf(error) || String(error))
       root.unread++
     } finally {
       names?.closeSync()

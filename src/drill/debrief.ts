@@ -5,7 +5,7 @@
 import { z } from 'zod'
 import { verify } from '../evidence/verify.js'
 import { type Archive, openArchive } from '../evidence/zip.js'
-import { visible } from '../print.js'
+import { headline, visible } from '../print.js'
 import { formatBytes } from '../time.js'
 import { addTraffic, canonical, type Traffic } from './traffic.js'
 
@@ -29,7 +29,7 @@ export type Debrief = {
   readonly responder: readonly (Flow & { readonly alive: boolean })[]
   /** Packets that the rules dropped until the sockets were listed, by chain; absent where the counters were not collected. */
   readonly dropped?: Readonly<Record<string, number>>
-  readonly seen: readonly { readonly severity: string; readonly title: string }[]
+  readonly seen: readonly { readonly severity: string; readonly what: string }[]
   readonly saved: {
     readonly artifacts: number
     readonly bytes: number
@@ -60,7 +60,9 @@ const SocketLine = z.object({
   local: z.object({ address: z.string(), port: z.number() }),
   owners: z.array(z.object({ pid: z.number(), command: z.string() })),
 })
-const FindingsFile = z.object({ findings: z.array(z.object({ severity: z.string(), title: z.string() })) })
+const FindingsFile = z.object({
+  findings: z.array(z.object({ severity: z.string(), title: z.string(), subject: z.object({ name: z.string() }) })),
+})
 const ArtifactLine = z.object({ path: z.string(), bytes: z.number() })
 const Counters = z.object({ nftables: z.array(z.unknown()) })
 const Rule = z.object({ rule: z.object({ chain: z.string(), comment: z.string().optional(), expr: z.array(z.unknown()) }) })
@@ -79,14 +81,13 @@ export async function debrief(file: string): Promise<Debrief> {
 
 function read(archive: Archive): Omit<Debrief, 'intact'> {
   const text = (name: string): string => {
-    const entry = archive.names().find(candidate => candidate.endsWith(`/${name}`))
-    return entry === undefined ? '' : archive.read(entry, ENTRY_LIMIT).toString('utf8')
+    return archive.has(name) ? archive.read(name, ENTRY_LIMIT).toString('utf8') : ''
   }
   const custody = lines(text('custody.jsonl'), CustodyLine)
   const cut = custody.find(line => line.event === 'finish' && line.action === 'isolate/1' && line.outcome === 'collected')
   const traffic = new Map<string, Traffic>()
   for (const name of archive.names()) {
-    if (/\/data\/capture-net\/capture-\d+\.pcap$/.test(name)) {
+    if (/^data\/capture-net\/capture-\d+\.pcap$/.test(name)) {
       addTraffic(archive.read(name, ENTRY_LIMIT), cut === undefined ? Number.POSITIVE_INFINITY : Date.parse(cut.at), traffic)
     }
   }
@@ -103,7 +104,7 @@ function read(archive: Archive): Omit<Debrief, 'intact'> {
       .filter(flow => allowed.has(flow.address))
       .map(flow => ({ ...flow, alive: cut !== undefined && flow.sentAfter > 0 && flow.heardAfter > 0 })),
     ...(dropped === undefined ? {} : { dropped }),
-    seen: findings.success ? findings.data.findings.map(({ severity, title }) => ({ severity, title })) : [],
+    seen: findings.success ? findings.data.findings.map(finding => ({ severity: finding.severity, what: headline(finding) })) : [],
     saved: {
       artifacts: artifacts.length,
       bytes: sum(artifacts),
@@ -201,7 +202,7 @@ export function debriefLines(found: Debrief): string[] {
     )
   }
   out.push('  seen')
-  for (const finding of found.seen.slice(0, 10)) out.push(`    ${finding.severity.padEnd(8)} ${visible(finding.title)}`)
+  for (const finding of found.seen.slice(0, 10)) out.push(`    ${finding.severity.padEnd(8)} ${visible(finding.what)}`)
   if (found.seen.length > 10) out.push(`    and ${found.seen.length - 10} more`)
   if (found.seen.length === 0) out.push('    nothing')
   const { saved } = found

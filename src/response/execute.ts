@@ -47,6 +47,9 @@ export interface ExecuteRequest {
 /** How long the first step waits for those that run throughout to be listening. */
 const READY_LIMIT: Seconds = 3
 
+/** What runs throughout has the host as it was to itself for so long: the last live traffic before the cut. */
+const LEAD: Seconds = 1
+
 /** Kept back from the budget for report and seal, and the share of a short budget. */
 const SEAL_RESERVE: Seconds = 60
 const SEAL_SHARE = 0.1
@@ -74,6 +77,7 @@ class Executor {
     const besideSignal = AbortSignal.any([stop, finished.signal])
     const beside = plan.steps.filter(step => step.throughout).map(step => this.begin(step, besideSignal))
     await Promise.race([Promise.all(beside.map(one => one.ready)), after(READY_LIMIT)])
+    if (beside.length > 0 && !stop.aborted) await after(LEAD)
     try {
       for (const step of plan.steps) if (!step.throughout) await this.runStep(step, stop)
     } finally {

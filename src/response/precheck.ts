@@ -30,7 +30,7 @@ export function precheck(plan: ResponsePlan, host: Host, options: { readonly for
     {
       what: 'root',
       ok: !options.root || process.geteuid?.() === 0,
-      detail: options.root ? 'evidence and changes need root: run it with sudo' : 'not needed',
+      detail: !options.root ? 'not needed' : process.geteuid?.() === 0 ? 'yes' : 'evidence and changes need root: run it with sudo',
     },
   ]
   checks.push(...checkOutput(plan, host, options.force))

@@ -58,7 +58,7 @@ describe('bin/setup on a machine that has every program', () => {
     for (const name of [...Object.keys(TOOLS), 'apt-get', 'dnf', 'apk', 'sudo']) standIn(managers, name, 'exit 1')
 
     const env = { PATH: `${managers}:${process.env.PATH}`, HOME: temp }
-    const setup = () => spawnSync('./bin/setup', [], { cwd: copy, env, encoding: 'utf8' })
+    const setup = () => spawnSync(path.join(copy, 'bin/setup'), [], { env, encoding: 'utf8' })
     const first = setup()
     expect({ status: first.status, stderr: first.stderr }).toMatchObject({ status: 0 })
     expect(first.stdout).toContain('setup: node_modules is as the lock file has it')

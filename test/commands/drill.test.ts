@@ -118,6 +118,7 @@ it('does not change anything when unshare lies', async () => {
   // An unshare that does not unshare: in a mount namespace of its own, over the real one.
   const output = outputDirectory()
   const fake = path.join(outputDirectory(), 'unshare')
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: it is the shell's
   fs.writeFileSync(fake, '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n', { mode: 0o755 })
   const before = machine()
   const script = `mount --bind ${fake} /usr/bin/unshare && exec ${IR} drill --output ${output}`

@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import { higher, lower } from '../../src/collectors/address-range.js'
 import type { ReadAt } from '../../src/collectors/kcore.js'
 
 export interface MadeSegment {
@@ -55,8 +56,8 @@ export function readParts(parts: readonly { readonly at: bigint; readonly conten
   return (into, at) => {
     into.fill(0)
     for (const part of parts) {
-      const from = at > part.at ? at : part.at
-      const to = [at + BigInt(into.length), part.at + BigInt(part.content.length)].reduce((a, b) => (a < b ? a : b))
+      const from = higher(at, part.at)
+      const to = lower(at + BigInt(into.length), part.at + BigInt(part.content.length))
       if (from < to) into.set(part.content.subarray(Number(from - part.at), Number(to - part.at)), Number(from - at))
     }
     return into.length

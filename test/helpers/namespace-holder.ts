@@ -8,6 +8,8 @@ import { assertConfined, networkNamespace } from '../../src/confinement.js'
 const outside = process.argv[2] ?? ''
 assertConfined(outside)
 const own = networkNamespace() as string
+// No duplicate address detection: a router could not ask for its IPv6 neighbours during the first seconds (RFC 4862, section 5.4).
+for (const which of ['all', 'default']) fs.writeFileSync(`/proc/sys/net/ipv6/conf/${which}/accept_dad`, '0')
 process.stdout.write(`${own}\n`)
 process.stdin.resume()
 process.stdin.once('end', () => {

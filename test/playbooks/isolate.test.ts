@@ -85,14 +85,14 @@ describe('isolate', () => {
   })
 
   it('loads one table, twice without a second one', async () => {
-    const options = { allow: [RESPONDER4, RESPONDER6], port: ['22', '2222'] }
+    const options = { allow: [RESPONDER4, RESPONDER6], port: ['22', '2222', '2223'] }
     for (let time = 0; time < 2; time += 1) {
       const { results, verdicts, artifacts } = await isolate(host, options)
       expect(results.map(result => result.outcome)).toEqual(['collected', 'collected'])
       expect(verdicts).toEqual([
         {
           rule: 'host-isolated',
-          clear: `The host is cut off: table inet ir_isolate is loaded, open for ${RESPONDER4}, ${RESPONDER6} on TCP port 22, 2222`,
+          clear: `The host is cut off: table inet ir_isolate is loaded, open for ${RESPONDER4}, ${RESPONDER6} on TCP port 22, 2222, 2223`,
         },
       ])
       expect(artifacts['nft_-s_list_ruleset.txt']?.match(/^table .*$/gm)).toEqual(['table inet filter {', 'table inet ir_isolate {'])
@@ -139,7 +139,7 @@ describe('isolate', () => {
       'the host to somebody, IPv6': here.cannotConnect({ to: EVIL6, port: 4444 }),
       'the host to the responder, IPv4': here.cannotConnect({ to: RESPONDER4, port: 4444 }),
       'the host to the responder, IPv6': here.cannotConnect({ to: RESPONDER6, port: 4444 }),
-      'the host to the responder from a port of SSH': here.cannotConnect({ fromPort: 2222, to: RESPONDER4, port: 4444 }),
+      'the host to the responder from a port of SSH': here.cannotConnect({ fromPort: 2223, to: RESPONDER4, port: 4444 }),
       'a container to outside': inside.cannotConnect({ to: EVIL4, port: 4444 }),
       'the responder into a container': there.cannotConnect({ from: RESPONDER4, to: CONTAINER4, port: 22 }),
     }
