@@ -43,6 +43,9 @@ function evaluate(name) {
 export async function start(args, manifest = readJson(path.join(dist, 'manifest.json'))) {
   // Config.loadTheme of @oclif/core would read a file in the home of whoever calls.
   process.env.IR_DISABLE_THEME = '1'
+  // Where these are not set it would ask the user database: by libraries of the host, over LDAP perhaps, which the cut ends.
+  process.env.HOME ??= '/'
+  process.env.SHELL ??= '/bin/sh'
   // bin/ir has chosen the Node: no need to load semver for a look at its version.
   process.env.OCLIF_DISABLE_ENGINE_WARNING = '1'
   const { execute, Plugin, settings } = load('oclif')

@@ -47,7 +47,7 @@ export default class Drill extends IrCommand {
   }
 
   /** Starts this command again inside namespaces of its own and waits for it. */
-  private async confine(): Promise<undefined> {
+  private async confine(): Promise<never> {
     const host = openHost()
     if (process.geteuid?.() !== 0) throw new RefusedError('a drill makes network namespaces, which needs root: sudo ir drill')
     const lacking = ARENA_TOOLS.find(tool => host.which(tool) === undefined)
@@ -55,12 +55,12 @@ export default class Drill extends IrCommand {
     const own = networkNamespace()
     if (own === undefined) throw new RefusedError('/proc/self/ns/net cannot be read: a drill could not prove that it is confined')
     const argv = confinedArgv(host, self(), ['drill', ...this.argv, '--confined-from', own])
-    process.exitCode = await runAttached(argv, send => {
+    const code = await runAttached(argv, send => {
       for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => send(signal))
       process.on('SIGHUP', () => {})
     })
-    // The confined process has printed the document.
-    this.exit(process.exitCode)
+    // Not by oclif, which would print a document of its own behind that of the confined process.
+    process.exit(code)
   }
 
   private async rehearse(flags: DrillFlags, outside: string): Promise<ResponseDocument> {

@@ -61,7 +61,7 @@ function optionValue(name: string, option: Option, given: unknown): JsonObject[s
     case 'switch':
       return given === true
     case 'list':
-      return Array.isArray(given) ? given.map(item => String(item).trim()).filter(item => item !== '') : option.default
+      return listOf(given) ?? option.default
     case 'integer':
       return integerOf(name, option, given === undefined ? option.default : given)
     case 'duration':
@@ -72,6 +72,12 @@ function optionValue(name: string, option: Option, given: unknown): JsonObject[s
     case 'text':
       return given === undefined ? option.default : String(given)
   }
+}
+
+/** A list as flags give it, or as one variable of the environment does: comma separated. Undefined when neither was given. */
+export function listOf(given: unknown): string[] | undefined {
+  const items = typeof given === 'string' ? given.split(',') : given
+  return Array.isArray(items) ? items.map(item => String(item).trim()).filter(item => item !== '') : undefined
 }
 
 function integerOf(name: string, option: Option & { type: 'integer' }, given: unknown): number {

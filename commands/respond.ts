@@ -5,7 +5,7 @@ import { UsageError } from '../src/errors.js'
 import { nearest } from '../src/nearest.js'
 import { parseDuration } from '../src/time.js'
 import { caseFlags, IrCommand, stopSignal } from './base.js'
-import { stepFlags } from './options.js'
+import { listOf, stepFlags } from './options.js'
 import { type ResponseDocument, runResponse, selectSteps } from './response.js'
 
 const PLAYBOOKS = [golden30]
@@ -42,7 +42,7 @@ export default class Respond extends IrCommand {
       throw new UsageError(`there is no playbook '${args.playbook}': did you mean '${meant}'?`)
     }
     const { document, exitCode } = await runResponse({
-      playbook: selectSteps(playbook, flags.only ?? [], flags.skip ?? [], nearest),
+      playbook: selectSteps(playbook, listOf(flags.only) ?? [], listOf(flags.skip) ?? [], nearest),
       budget: parseDuration(flags.budget),
       flags: flags as never,
       json: this.jsonEnabled(),

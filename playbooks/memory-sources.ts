@@ -90,7 +90,7 @@ export function offerMem({ host }: MemoryRequest): Offer {
   } catch (error) {
     const code = codeOf(error)
     if (code === 'ENOENT')
-      return no(MEM, 'there is none: the kernel is built without CONFIG_DEVMEM, or a container hides it', limeRemedy(host))
+      return no(MEM, 'none (kernel built without CONFIG_DEVMEM, or a container hides it)', limeRemedy(host))
     // Another error may concern the first byte alone; the pages below decide.
     if (code === 'EACCES' || code === 'EPERM') return refusal(host, MEM, code)
   }
@@ -106,7 +106,7 @@ export function offerMem({ host }: MemoryRequest): Offer {
 /** LiME's kernel module: given, built for this very kernel, and the kernel will take it. */
 export function offerLime({ host, limeModule, directory }: MemoryRequest): Offer {
   const what = 'LiME module'
-  if (limeModule === undefined) return no(what, 'none is given, and a kernel module is never loaded unasked', limeRemedy(host))
+  if (limeModule === undefined) return no(what, 'none given, and a kernel module is never loaded unasked', limeRemedy(host))
   const blocked = modulesBlocked(host)
   if (blocked !== undefined) return blocked
   const insmod = host.which('insmod')
@@ -159,7 +159,7 @@ export function offerLime({ host, limeModule, directory }: MemoryRequest): Offer
 /** The memory of processes, which is not the machine's. */
 export function offerProcesses({ host, pids, maxProcess }: MemoryRequest): Offer {
   const what = 'process memory'
-  if (pids.length === 0) return no(what, 'no process is given', '--pid LIST: the memory of these processes, which is not physical memory')
+  if (pids.length === 0) return no(what, 'no process given', '--pid LIST: the memory of these processes, which is not physical memory')
   const wrong = pids.find(pid => !/^[1-9]\d{0,9}$/.test(pid))
   if (wrong !== undefined) return no(what, `'${wrong}' is no process id`, '--pid 1234,5678')
   const wanted = [...new Set(pids.map(Number))].sort((a, b) => a - b)
@@ -275,7 +275,7 @@ function maskOf(host: HostView, path: string): Rejected | undefined {
     const instead = kind === 'file' ? 'an empty file' : kind === 'character' ? 'a character device' : `a ${kind}`
     return no(path, `${instead} stands in its place: a container runtime masks it`, ON_THE_HOST)
   } catch (error) {
-    if (codeOf(error) === 'ENOENT') return no(path, 'there is none: the kernel is built without CONFIG_PROC_KCORE', limeRemedy(host))
+    if (codeOf(error) === 'ENOENT') return no(path, 'none (kernel built without CONFIG_PROC_KCORE)', limeRemedy(host))
     return refusal(host, path, codeOf(error))
   }
 }

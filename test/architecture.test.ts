@@ -52,7 +52,7 @@ const library = (from: string): string =>
     .split('/')
     .slice(0, from.startsWith('@') ? 2 : 1)
     .join('/')
-const builtin = (from: string): boolean => from.startsWith('node:') && from !== 'node:child_process'
+const builtin = (from: string): boolean => from.startsWith('node:')
 
 const commands = importsOf('commands')
 const playbooks = importsOf('playbooks')

@@ -1,5 +1,6 @@
 /** Immutable and append-only attributes: how intruders keep their files from being removed, and what a clean-up fails on. */
 import { type ActionResult, type Collected, defineStep, type Json, type JsonObject, type Verdict } from '../../src/step.js'
+import { records } from '../records.js'
 import { type AttributeRecord, type AttributeRule, attributeFinding, quoted, SEVERITIES, severityOf } from '../rules/attributes.js'
 import { missing } from '../tools.js'
 
@@ -104,11 +105,8 @@ interface Found {
 function readFindings(collected: Collected): { readonly verdicts: readonly Verdict[]; readonly rules: ReadonlySet<AttributeRule> } {
   const kept = new Map<AttributeRule, Found[]>()
   const counts = new Map<AttributeRule, number>()
-  let number = 0
-  for (const line of collected.lines(RECORDS)) {
-    number++
+  for (const { line: number, record: line } of records<Record<string, unknown>>(collected, RECORDS)) {
     const record = recordOf(line)
-    if (record === undefined) continue
     for (const rule of rulesOf(record)) {
       counts.set(rule, (counts.get(rule) ?? 0) + 1)
       const list = kept.get(rule) ?? []
@@ -154,25 +152,17 @@ function restFinding(rule: AttributeRule, left: number, reported: readonly Found
   }
 }
 
-/** A line of the records; undefined for one that is cut or says nothing to these rules. */
-function recordOf(line: string): AttributeRecord | undefined {
-  let value: unknown
-  try {
-    value = JSON.parse(line)
-  } catch {
-    return undefined
-  }
-  if (typeof value !== 'object' || value === null) return undefined
-  const field = value as Readonly<Record<string, unknown>>
-  const text = (name: string): string => (typeof field[name] === 'string' ? field[name] : '')
+/** What the rules need of a line; the kind of nothing where it is torn. */
+function recordOf(line: Readonly<Record<string, unknown>>): AttributeRecord {
+  const text = (name: string): string => (typeof line[name] === 'string' ? line[name] : '')
   return {
-    line: typeof field.line === 'number' ? field.line : 0,
+    line: typeof line.line === 'number' ? line.line : 0,
     shown: text('shown') || text('path'),
-    kind: field.kind === 'directory' ? 'directory' : 'file',
+    kind: line.kind === 'directory' ? 'directory' : 'file',
     attributes: text('attributes'),
-    immutable: field.immutable === true,
-    appendOnly: field.appendOnly === true,
-    hidden: field.hidden === true,
+    immutable: line.immutable === true,
+    appendOnly: line.appendOnly === true,
+    hidden: line.hidden === true,
     mode: text('mode'),
     changed: text('changed'),
   }

@@ -150,6 +150,8 @@ class Ring {
   /** Between the announcement of a change and the news that it was made, and until the next segment after it. */
   private changingNow = false
   private pinNext = false
+  /** Wall clock when the last change had been made: tcpdump hands on packets from before it up to a second late. */
+  private changedAt = 0
   private uncheckedBytes = 0
   private readonly evicted = { segments: 0, packets: 0, bytes: 0, first: 0, last: 0 }
 
@@ -207,6 +209,7 @@ class Ring {
   /** A change to the host is about to be made, or has been: what was captured around it stays. */
   changing(phase: 'before' | 'after'): void {
     this.changingNow = phase === 'before'
+    if (phase === 'after') this.changedAt = this.context.host.now().getTime()
     const around = this.open ?? (phase === 'before' ? this.segments.at(-1) : undefined)
     if (around !== undefined) this.pin(around)
     // Nothing open: the next packets are the first after it.
@@ -274,7 +277,7 @@ class Ring {
     this.segments.push(segment)
     this.open = segment
     if (this.header !== undefined) this.write(this.header.bytes)
-    if (this.changingNow || this.pinNext) this.pin(segment)
+    if (this.changingNow || this.pinNext || record.time <= this.changedAt) this.pin(segment)
     this.pinNext = false
     this.evict()
     return segment

@@ -75,12 +75,12 @@ export interface Run {
 }
 
 export interface PageCopy {
+  /** See `interruptible`. */
   readonly read: ReadAt
   readonly sink: Target
   /** Its size, at most STAGE_BYTES, is the size of a read. */
   readonly stage: Buffer
   readonly unreadable: UnreadablePages
-  readonly signal: AbortSignal
   /** Asked before each chunk: is there room for so many bytes more? */
   room(bytes: number): Stop | undefined
   /** Called after each chunk with its size, the first address behind it, and whether it was all zeros. */
@@ -95,12 +95,32 @@ export interface Copied {
   readonly stopped?: Stop
 }
 
-const INTERRUPTED: Stop = { outcome: 'interrupted', reason: 'interrupted' }
+/** The responder ended it, perhaps in the middle of a read. */
+export class InterruptedRead extends Error {}
+
+export const INTERRUPTED: Stop = { outcome: 'interrupted', reason: 'interrupted' }
 
 /**
- * Copies a piece. All-zero chunks become holes of the file, unreadable pages zeros. Ends early when told to, also while a read hangs:
- * that read still owns the stage, so neither stage nor source may be used again.
- * @throws errno errors of the source that concern more than a page, and of the sink.
+ * The same reads, ended by the signal also while one of them hangs. That read goes on behind our back: neither its buffer nor the
+ * source may be used again.
+ * @returns a function that rejects with InterruptedRead once the signal is given.
+ */
+export function interruptible(read: ReadAt, signal: AbortSignal): ReadAt {
+  return (into, at) =>
+    new Promise((resolve, reject) => {
+      const abort = (): void => reject(new InterruptedRead('interrupted'))
+      if (signal.aborted) return abort()
+      signal.addEventListener('abort', abort, { once: true })
+      Promise.resolve()
+        .then(() => read(into, at))
+        .then(resolve, reject)
+        .finally(() => signal.removeEventListener('abort', abort))
+    })
+}
+
+/**
+ * Copies a piece. All-zero chunks become holes of the file, unreadable pages zeros.
+ * @throws errno errors of the source that concern more than a page, TargetError, and what `room` throws.
  */
 export async function copyPiece(piece: Piece, copy: PageCopy): Promise<Copied> {
   const { stage, sink } = copy
@@ -108,11 +128,15 @@ export async function copyPiece(piece: Piece, copy: PageCopy): Promise<Copied> {
   let done = 0n
   while (done < length) {
     const bytes = length - done < BigInt(stage.length) ? Number(length - done) : stage.length
-    const stopped = copy.signal.aborted ? INTERRUPTED : copy.room(bytes)
+    const stopped = copy.room(bytes)
     if (stopped !== undefined) return { bytes: done, stopped }
-    const address = piece.start + done
-    const touched = await orAborted(fillChunk(copy, address, piece.offset + done, bytes), copy.signal)
-    if (touched === undefined) return { bytes: done, stopped: INTERRUPTED }
+    let touched: boolean
+    try {
+      touched = await fillChunk(copy, piece.start + done, piece.offset + done, bytes)
+    } catch (error) {
+      if (error instanceof InterruptedRead) return { bytes: done, stopped: INTERRUPTED }
+      throw error
+    }
     const chunk = stage.subarray(0, bytes)
     const zero = !touched || chunk.equals(ZEROS.subarray(0, bytes))
     if (zero) sink.hole(bytes)
@@ -174,14 +198,4 @@ async function readSome(read: ReadAt, into: Buffer, at: bigint): Promise<number 
     if (UNREADABLE.has(code)) return { unreadable: code }
     throw error
   }
-}
-
-/** Undefined when the signal comes first. */
-function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
-  return new Promise((resolve, reject) => {
-    const abort = (): void => resolve(undefined)
-    if (signal.aborted) abort()
-    signal.addEventListener('abort', abort, { once: true })
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
-  })
 }

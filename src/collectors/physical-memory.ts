@@ -12,7 +12,16 @@ import { diskRoom, TargetError, targetOf, writeFailure } from './disk-room.js'
 import { systemRam } from './iomem.js'
 import { contradiction, type KcoreLayout, type MemoryPlan, pageSizeOf, planKcore, type ReadAt, readKcore } from './kcore.js'
 import { LIME_HEADER, limeBytes, limeHeader, readLime } from './lime.js'
-import { copyPiece, pageAligned, STAGE_BYTES, type Stop, UnreadablePages } from './page-copy.js'
+import {
+  copyPiece,
+  INTERRUPTED,
+  InterruptedRead,
+  interruptible,
+  pageAligned,
+  STAGE_BYTES,
+  type Stop,
+  UnreadablePages,
+} from './page-copy.js'
 
 const Options = z.discriminatedUnion('source', [
   z.strictObject({
@@ -102,21 +111,23 @@ async function capture(
     const outcome = errnoOf(error) === 'ENOENT' ? 'unavailable' : 'failed'
     return { outcome, reason: `${options.from} cannot be opened: ${errnoOf(error) || messageOf(error)}` }
   }
+  const read = interruptible(source.read, context.signal)
   try {
     let plan: MemoryPlan
     let layout: KcoreLayout | undefined
     try {
       if (options.source === 'kcore') {
-        layout = await readKcore(source.read)
+        layout = await readKcore(read)
         plan = planKcore(layout, ram)
-        const wrong = await contradiction(source.read, layout, plan)
+        const wrong = await contradiction(read, layout, plan)
         if (wrong !== undefined) return unusable(new Error(`its physical addresses cannot be believed: ${wrong}`))
       } else plan = planMem(ram)
     } catch (error) {
+      if (error instanceof InterruptedRead) return { ...INTERRUPTED }
       return unusable(error)
     }
     if (plan.pieces.length === 0) return unusable(new Error('it holds none of the RAM that /proc/iomem names'))
-    return await new Capture(options, plan, layout, source.read, context).run()
+    return await new Capture(options, plan, layout, read, context).run()
   } finally {
     // A read that hangs holds its descriptor: closing would wait for it.
     const closed = source.close().catch(() => {})
@@ -190,7 +201,6 @@ class Capture {
           sink,
           stage,
           unreadable: this.unreadable,
-          signal: context.signal,
           room,
           copied: (bytes, upTo, zero) => {
             this.bytes += BigInt(bytes)

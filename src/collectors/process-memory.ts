@@ -12,7 +12,7 @@ import { hex, rangeFacts } from './address-range.js'
 import type { Collector, CollectorContext } from './collector.js'
 import { diskRoom, TargetError, targetOf, writeFailure } from './disk-room.js'
 import { type CoreSegment, coreHeaders, MAX_SEGMENTS } from './elf-core.js'
-import { copyPiece, PAGE, pageAligned, type Run, type Stop, UnreadablePages } from './page-copy.js'
+import { copyPiece, interruptible, PAGE, pageAligned, type Run, type Stop, UnreadablePages } from './page-copy.js'
 import { type Mapping, parseMaps, parseStat } from './proc.js'
 import { HungError, openReader, type Reader } from './reader.js'
 
@@ -45,7 +45,7 @@ const KERNEL_PAGES = /^\[(vvar|vvar_vclock|vsyscall|uprobes)\]$/
 /** Reading a device can change its state. Below /dev also lie ordinary shared memory and huge pages. */
 const DEVICE = /^\/dev\/(?!shm\/|zero\b|hugepages\/|mqueue\/)|^anon_inode:/
 
-/** Memory that lives in no file of a disk, whatever its path says: reading it cannot wait for one. */
+/** Memory that lives in no file of a disk, whatever its path says. */
 const SHARED_MEMORY = /^(\/memfd:|\/dev\/(shm\/|zero\b)|\/SYSV)/
 
 const NOTE =
@@ -257,14 +257,13 @@ class ProcessImage {
       const stage = pageAligned(STAGE_BYTES)
       for (const region of regions) {
         if (stopped !== undefined) break
-        const resident = pagemap === undefined || SHARED_MEMORY.test(region.mapping.path) ? {} : { runs: this.residency(pagemap) }
+        const resident = pagemap === undefined ? {} : { runs: this.residency(pagemap) }
         const piece = { start: region.start, end: region.end, offset: region.start }
         const copied = await copyPiece(piece, {
-          read: async (into, at) => await readProcess(memory, into, at),
+          read: interruptible((into, at) => readProcess(memory, into, at), context.signal),
           sink,
           stage,
           unreadable: this.unreadable,
-          signal: context.signal,
           room,
           copied: bytes => this.count(bytes),
           ...resident,
@@ -291,7 +290,7 @@ class ProcessImage {
 
   /**
    * Only pages that the process has in memory or in swap are read. Reading another would make the kernel fetch it, from a mount
-   * that may hang or from a handler (userfaultfd(2)) that the process itself may hold up, and would change the process.
+   * that may hang or from a handler (userfaultfd(2)) that the process itself may hold up, and of shared memory would allocate it.
    */
   private residency(pagemap: FileHandle): (address: bigint, bytes: number) => Promise<readonly Run[]> {
     return async (address, bytes) => {

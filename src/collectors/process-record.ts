@@ -80,7 +80,7 @@ export interface ProcessRecord {
   readonly mapsBase64?: string
   /** Its first thread has ended and shows nothing any more: everything but stat and status is of this thread. */
   readonly through?: number
-  /** Reading its memory did not end: command, environment, maps and positions of files are missing. Some malware does this on purpose. */
+  /** Reading its memory did not end, or was not tried any more: command, environment, maps, counters and positions of files are missing. */
   readonly heldUp?: true
   /** It is `ir` itself. */
   readonly own?: true

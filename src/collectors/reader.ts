@@ -1,7 +1,8 @@
 /**
- * Reads of the host that may never come back, done by a child that can be killed. What `/proc/PID/{cmdline,environ,maps,io}`
- * and `/proc/PID/exe` give is served from the memory and the file systems of that process: whoever owns it can hold the reader
- * up for ever (userfaultfd(2), a FUSE mount, a dead NFS server), and a read that blocks inside this process blocks its exit too.
+ * Reads of the host that may never come back, done by a child that can be killed. `/proc/PID/{cmdline,environ,maps,io}` wait for
+ * locks of that process, which it keeps while one of its threads hangs in a page fault on a dead NFS or FUSE server (before Linux
+ * 4.17 even the bytes came from there: CVE-2018-1120); what `/proc/PID/exe` leads to may lie on such a server itself. A read that
+ * blocks inside this process blocks its exit too.
  *
  * The child is our own Node with a loop of a few lines: it answers looks, in order, with frames on its standard output. It
  * starts no program and writes nothing. A look that is not answered in time costs the child, not the collection.

@@ -273,7 +273,6 @@ async function checkBag(bag: Bag, custody: CustodyReading | undefined, report: R
 }
 
 async function checkTags(bag: Bag, custody: CustodyReading | undefined, report: Report): Promise<void> {
-  const before = report.count
   const bytes = await readOrBlame(bag, TAGMANIFEST, report)
   const hash = bytes === undefined ? '' : createHash('sha256').update(bytes).digest('hex')
   const last = custody?.lines.at(-1)
@@ -290,6 +289,7 @@ async function checkTags(bag: Bag, custody: CustodyReading | undefined, report: 
     sealed ? `the last custody line holds the hash of ${TAGMANIFEST}` : `the last custody line does not seal ${TAGMANIFEST}`,
   )
 
+  const before = report.count
   const { hashes, broken } = readManifest(bytes?.toString('utf8') ?? '')
   for (const line of broken) report.differs(TAGMANIFEST, `line ${line} makes no sense`)
   for (const [name, sha256] of hashes) await compare(name, sha256, bag, report)

@@ -156,6 +156,7 @@ function locateDirectory(fd: number, end: End, blame: Blame): Directory | undefi
       blame('', 'its zip64 end record is damaged')
       return undefined
     }
+    if (record64.readUInt32LE(12) !== 0x002d002d) blame('', 'its zip64 end record has another version than ir writes')
     if (locator.readUInt32LE(4) !== 0 || locator.readUInt32LE(16) !== 1 || record64.readBigUInt64LE(16) !== 0n) {
       blame('', 'its zip64 end record speaks of several disks')
     }

@@ -170,11 +170,11 @@ const UNDER_SUDO = `
 import os, pty, subprocess, sys
 layers, uid, terminal, *argv = sys.argv[1:]
 subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', layers], check=True)
-os.mkdir(layers + '/up'); os.mkdir(layers + '/work')
+os.mkdir(layers + '/up'); os.mkdir(layers + '/scratch')
 with open(layers + '/up/sudo', 'w') as file:
     file.write('#!/bin/sh\\nprintf "SUDO\\\\n"; for one in "$@"; do printf "<%s>\\\\n" "$one"; done\\n')
 os.chmod(layers + '/up', 0o755); os.chmod(layers + '/up/sudo', 0o755)
-subprocess.run(['mount', '-t', 'overlay', 'overlay', '-o', f'lowerdir=/usr/bin,upperdir={layers}/up,workdir={layers}/work', '/usr/bin'], check=True)
+subprocess.run(['mount', '-t', 'overlay', 'overlay', '-o', f'lowerdir=/usr/bin,upperdir={layers}/up,workdir={layers}/scratch', '/usr/bin'], check=True)
 def drop():
     os.setgroups([]); os.setresgid(int(uid), int(uid), int(uid)); os.setresuid(int(uid), int(uid), int(uid))
 if terminal == 'no':

@@ -20,23 +20,50 @@ const machine = (): string =>
     .join('\n')
     .replaceAll(/valid_lft \S+ preferred_lft \S+/g, '')
 
-const namespaces = (): string[] => {
-  const found = new Set<string>()
-  for (const pid of fs.readdirSync('/proc').filter(name => /^\d+$/.test(name))) {
-    const namespace = networkNamespace(Number(pid))
-    if (namespace) found.add(namespace)
-  }
-  return [...found].toSorted()
+/** Network namespaces that processes are in, those of other tests included. */
+const namespaces = (): Set<string> => {
+  const pids = fs.readdirSync('/proc').filter(name => /^\d+$/.test(name))
+  return new Set(pids.flatMap(pid => networkNamespace(Number(pid)) ?? []))
 }
+
+/** A process and all its descendants, by the parents that /proc names. */
+function family(pid: number): number[] {
+  const parents = fs.readdirSync('/proc').flatMap(name => {
+    try {
+      return /^\d+$/.test(name)
+        ? [
+            [
+              Number(name),
+              Number(
+                fs
+                  .readFileSync(`/proc/${name}/stat`, 'utf8')
+                  .replace(/^.*\) . /s, '')
+                  .split(' ')[0],
+              ),
+            ] as const,
+          ]
+        : []
+    } catch {
+      return []
+    }
+  })
+  const found = [pid]
+  for (const one of found) found.push(...parents.filter(([, parent]) => parent === one).map(([child]) => child))
+  return found
+}
+
+const exists = (pid: number): boolean => fs.existsSync(`/proc/${pid}`)
 
 it('cuts, sees and saves for real, and leaves the machine as it was', async () => {
   const output = outputDirectory()
   const before = machine()
-  const others = namespaces()
   const found = await ir(['drill', '--output', output, '--json'])
   expect(found.code, found.stderr).toBe(0)
   expect(machine()).toBe(before)
-  expect(namespaces()).toEqual(others)
+  const sockets = fs.readFileSync(path.join(caseIn(output), 'data/snapshot-connections/sockets.jsonl'), 'utf8')
+  const own = JSON.parse(sockets.split('\n').find(line => line.includes('"own":true')) as string).namespace
+  expect(`net:[${own}]`).not.toBe(networkNamespace())
+  expect(namespaces()).not.toContain(`net:[${own}]`)
 
   const document = JSON.parse(found.stdout)
   expect(document.drill.intact).toBe(true)
@@ -73,16 +100,18 @@ it('reports from the archive alone: what is taken out of the archive is not repo
 
 it('killed at any moment leaves no namespace and no process', async () => {
   const output = outputDirectory()
-  const others = namespaces()
   const child = spawn(IR, ['drill', '--output', output], { stdio: 'ignore' })
-  for (let tries = 0; tries < 3000 && !fs.readdirSync(output).some(name => name.endsWith('Z')); tries++) {
-    await new Promise(resolve => setTimeout(resolve, 10))
-  }
-  await new Promise(resolve => setTimeout(resolve, 1000))
-  expect(namespaces().length).toBeGreaterThan(others.length)
+  const log = (): boolean => fs.readdirSync(output).some(name => name.endsWith('Z'))
+  for (let tries = 0; tries < 3000 && !log(); tries++) await new Promise(resolve => setTimeout(resolve, 10))
+  await new Promise(resolve => setTimeout(resolve, 1500))
+  const members = family(child.pid as number)
+  const own = new Set(members.flatMap(pid => networkNamespace(pid) ?? []).filter(id => id !== networkNamespace()))
+  expect(own.size).toBe(2)
   child.kill('SIGKILL')
-  for (let tries = 0; tries < 500 && namespaces().length > others.length; tries++) await new Promise(resolve => setTimeout(resolve, 20))
-  expect(namespaces()).toEqual(others)
+  const left = (): number[] => members.filter(exists)
+  for (let tries = 0; tries < 1000 && left().length > 0; tries++) await new Promise(resolve => setTimeout(resolve, 20))
+  expect(left()).toEqual([])
+  expect([...namespaces()].filter(id => own.has(id))).toEqual([])
 })
 
 it('Ctrl-C seals what there is, once', async () => {

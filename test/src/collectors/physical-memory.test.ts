@@ -101,6 +101,38 @@ function failing(address: bigint, code: string, bytes = 4096n) {
   })
 }
 
+/** A case whose disk seems to have room, with what happens before the image is written and when writing fails. */
+function squeezed(inner: Case, { before, behind }: { before: () => void; behind: () => void }): Case {
+  return {
+    id: inner.id,
+    directory: output,
+    get artifacts() {
+      return inner.artifacts
+    },
+    get head() {
+      return inner.head
+    },
+    open(step, name) {
+      const file = inner.open(step, name)
+      before()
+      const write = file.write.bind(file)
+      file.write = chunk => {
+        try {
+          write(chunk)
+        } catch (error) {
+          behind()
+          throw error
+        }
+      }
+      return file
+    },
+    adopt: (step, name, origin) => inner.adopt(step, name, origin),
+    pathOf: (step, name) => inner.pathOf(step, name),
+    tag: (name, content) => inner.tag(name, content),
+    record: (event, detail) => inner.record(event, detail),
+  }
+}
+
 const image = (): Buffer => fs.readFileSync(path.join(caze.directory, 'data/capture-mem/memory.lime'))
 const records = (file: Buffer) => readLime((into, at) => file.copy(into, 0, at), file.length)
 const expected = (): Buffer =>
@@ -261,22 +293,34 @@ describe('an end before the end', () => {
     expect(caze.artifacts[0]?.sha256).toBe(createHash('sha256').update(image()).digest('hex'))
   })
 
-  it('Ctrl-C ends also a read that hangs', async () => {
+  it.each([
+    [
+      'of the copy',
+      (_: bigint, bytes: number) => bytes > MiB,
+      { outcome: 'interrupted', facts: { completeTo: '0x9efff', bytes: 0x9e000 } },
+    ],
+    ['of the headers', (at: bigint) => at === 0n, { outcome: 'interrupted' }],
+    ['that compares', (at: bigint, bytes: number) => at === TEXT.offset && bytes === PAGE, { outcome: 'interrupted' }],
+  ])('Ctrl-C ends also a read %s that hangs', async (_, hangs, wanted) => {
     const stop = new AbortController()
     const capture = changed(read => (into, at) => {
-      if (at < HIGH.offset) return read(into, at)
+      if (!hangs(at, into.length)) return read(into, at)
       setTimeout(() => stop.abort(), 10)
       return new Promise<number>(() => {})
     })
-    const result = await capture(context(KCORE, { signal: stop.signal }))
-    expect(result).toMatchObject({ outcome: 'interrupted', facts: { completeTo: '0x9efff' } })
+    expect(await capture(context(KCORE, { signal: stop.signal }))).toMatchObject(wanted)
   })
 
   it('Ctrl-C before the first byte leaves no file', async () => {
-    const result = await physicalMemory(context(KCORE, { signal: AbortSignal.abort() }))
-    expect(result).toMatchObject({ outcome: 'interrupted', facts: { bytes: 0 } })
+    const stop = new AbortController()
+    const capture = changed(read => (into, at) => {
+      if (into.length === 0x9e000) stop.abort()
+      return read(into, at)
+    })
+    expect(await capture(context(KCORE, { signal: stop.signal }))).toMatchObject({ outcome: 'interrupted', facts: { bytes: 0 } })
     expect(caze.artifacts).toEqual([])
     expect(fs.readdirSync(path.join(caze.directory, 'data/capture-mem'))).toEqual([])
+    expect(await physicalMemory(context(KCORE, { signal: AbortSignal.abort() }))).toEqual({ outcome: 'interrupted', reason: 'interrupted' })
   })
 
   it('stops before the disk is full', async () => {
@@ -299,18 +343,12 @@ describe('an end before the end', () => {
       expect(records(image()).damage?.kind).toBe('cut')
       fs.rmSync(path.join(caze.directory, 'data/capture-mem/memory.lime'))
 
+      // Somebody else takes the space between our look and our write, and gives it back.
       const fill = path.join(small, 'fill')
       const filled = createCase({ output: small, id: 'ir-test-20260101T000001Z', host: openHost({ root }) })
-      // Somebody else takes the space between our look and our write.
-      const late: Case = Object.create(filled, {
-        open: {
-          value: (step: string, name: string) => {
-            const file = filled.open(step, name)
-            fs.writeFileSync(fill, Buffer.alloc(2 * MiB))
-            return file
-          },
-        },
-        directory: { value: output },
+      const late = squeezed(filled, {
+        before: () => fs.writeFileSync(fill, Buffer.alloc(2 * MiB)),
+        behind: () => fs.rmSync(fill),
       })
       const full = await physicalMemory(context(KCORE, { case: late }))
       expect(full).toMatchObject({ outcome: 'failed', reason: 'the disk is full (ENOSPC); the image is incomplete' })
@@ -319,6 +357,11 @@ describe('an end before the end', () => {
       expect(artifact).toMatchObject({ bytes: kept.length, sha256: createHash('sha256').update(kept).digest('hex') })
       expect(kept.length).toBeGreaterThan(0x9e000)
       expect(kept.equals(expected().subarray(0, kept.length))).toBe(true)
+
+      // It stays full: not even the entry of the image can be written, and that stops the response.
+      const stuck = createCase({ output: small, id: 'ir-test-20260101T000002Z', host: openHost({ root }) })
+      const never = squeezed(stuck, { before: () => {}, behind: () => {} })
+      await expect(physicalMemory(context(KCORE, { case: never }))).rejects.toThrow(EvidenceError)
     } finally {
       execFileSync('umount', ['-l', small])
       fs.rmdirSync(small)
