@@ -236,7 +236,6 @@ describe('disks', () => {
       process.stdout.write(JSON.stringify(await examineDisks(openHost())))`
     const inside = path.join(root, 'inside.mjs')
     fs.writeFileSync(inside, script)
-    // The mount program first: what it mounts over the tree hides the script, so it goes beside it.
     const where = path.join(root, 'plain')
     fs.mkdirSync(where)
     const argv = ['--mount', '--propagation', 'private', '--', 'sh', '-c', 'mount -t ramfs plain "$1" && shift && exec "$@"', 'sh', where]
