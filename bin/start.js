@@ -84,6 +84,12 @@ export async function start(args, manifest = readJson(path.join(dist, 'manifest.
     }
   }
 
+  // oclif would only say that it was not found.
+  const [typed = '-'] = args
+  if (!typed.startsWith('-') && typed !== 'help' && !(typed in manifest.commands)) {
+    load('commands').unknownCommand(args, Object.keys(manifest.commands))
+    return
+  }
   const ourselves = new Ourselves({ root, name: pjson.name, isRoot: true })
   await ourselves.load()
   await execute({ args, loadOptions: { root, pjson, plugins: new Map([[ourselves.name, ourselves]]) } })

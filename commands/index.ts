@@ -13,6 +13,8 @@ import Seal from './seal.js'
 import { stepCommand } from './step.js'
 import Verify from './verify.js'
 
+export { unknownCommand } from './unknown.js'
+
 export const COMMANDS = {
   respond: Respond,
   isolate: stepCommand(isolate, { examples: ['isolate --dry-run', 'isolate --allow 198.51.100.7'] }),

@@ -21,7 +21,7 @@ export const RELEASE = `add table ${TABLE.family} ${TABLE.name}
 delete table ${TABLE.family} ${TABLE.name}
 `
 
-/** Before connection tracking (-200), defragmentation (-400) and raw (-300): netfilter(8) hook priorities, uapi/linux/netfilter_ipv4.h. */
+/** Before defragmentation (-400), raw (-300) and connection tracking (-200): NF_IP_PRI_* of uapi/linux/netfilter_ipv4.h. */
 const PRIORITY = -450
 
 /** Neighbours must find us, and we them: RFC 4861 demands hop limit 255, so that none of it can come through a router. */
@@ -39,7 +39,7 @@ const PATH_MTU_RATE = 'limit rate 10/second'
 /**
  * One transaction that replaces an earlier isolation without a gap. Packets are dropped, never refused: the sockets stay in the
  * kernel's tables with their owners. No rule asks for the state of a connection, so one that is tracked already is cut as well.
- * `plain` is for nft before 0.9.8, which knows no comment on a table.
+ * `plain` is for an older nft, which knows no comment on a table.
  */
 export function isolationRules({ allow, ports, label }: Isolation, form: 'commented' | 'plain' = 'commented'): string {
   const families = ([4, 6] as const).flatMap(family => {
@@ -90,7 +90,7 @@ function chain(name: string, hook: string, rules: readonly string[]): string[] {
   ]
 }
 
-/** Inside quotes in the rules, where nft knows no escape; the kernel keeps 128 bytes of a comment (NFTNL_UDATA_COMMENT_MAXLEN of libnftnl). */
+/** Inside quotes in the rules, where nft knows no escape. A comment holds 128 bytes (NFTNL_UDATA_COMMENT_MAXLEN of libnftnl). */
 function plainLabel(label: string): string {
   return label.replaceAll(/[^A-Za-z0-9._-]/g, '_').slice(0, 100)
 }

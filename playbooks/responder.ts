@@ -30,7 +30,7 @@ export type Responder =
   | { readonly found: false; readonly why: string }
 
 /** What SSH uses when nobody says otherwise: sshd_config(5). */
-export const SSH_PORT = 22
+const SSH_PORT = 22
 
 /** Programs that hold the connection of an SSH session. OpenSSH 9.8 split sshd-session off sshd (its release notes). */
 const SSH_SERVERS = ['sshd', 'sshd-session', 'dropbear']

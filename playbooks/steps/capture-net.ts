@@ -20,9 +20,9 @@ const INTERFACE_NAME_MOST = 15
 export const captureNet = defineStep({
   id: 'capture-net',
   summary: 'Record packets into a ring of files',
-  description: `Runs tcpdump on all interfaces and keeps the last packets: a new file every --rotate, the newest --files of them, at most 2 GiB together. In a
-response it starts before the cut and ends last; the file that was being written during the cut is never given up. Every file is a complete
-pcap. It stops rather than fill the disk of the evidence. Interfaces are not put into promiscuous mode.
+  description: `Runs tcpdump on all interfaces and keeps the last packets: a new file every --rotate, the newest --files of them, at most 2 GiB
+together. In a response it starts before the cut and ends last; the file that was being written during the cut is never given up.
+Every file is a complete pcap. It stops rather than fill the disk of the evidence. Interfaces are not put into promiscuous mode.
 
 Not seen: packets that this host's own rules drop on the way out (they never reach an interface), other network namespaces.`,
   references: ['tcpdump(8)', 'pcap-filter(7)', 'pcap-savefile(5)', 'https://www.tcpdump.org/linktypes.html'],

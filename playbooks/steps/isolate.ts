@@ -7,7 +7,7 @@ import { setElements, splitRuleset } from '../ruleset.js'
 import { missing } from '../tools.js'
 
 /** The rules that are loaded after the cut: everything as it was, and our table. */
-export const RULESET = 'nft_-s_list_ruleset.txt'
+const RULESET = 'nft_-s_list_ruleset.txt'
 
 /** Loading takes milliseconds; listing half a second at 10,000 rules. */
 const LOAD_LIMIT = 20
@@ -16,16 +16,17 @@ const LIST_LIMIT = 60
 export const isolate = defineStep({
   id: 'isolate',
   summary: 'Cut the host off from every network but for you',
-  description: `Loads one table of nftables rules in one transaction, before every other rule and before connection tracking. It drops, for IPv4 and IPv6,
-whatever arrives, leaves or is forwarded, connections that are open already included. Left open: loopback, neighbour discovery, multicast
-listener reports, the two messages of path MTU discovery, and TCP from the allowed addresses to the SSH ports of this host. This host cannot
-open a connection to them. Packets are dropped, not refused, so that the sockets of an attacker stay visible.
+  description: `Loads one table of nftables rules in one transaction, before every other rule and before connection tracking. It drops, for IPv4
+and IPv6, whatever arrives, leaves or is forwarded, connections that are open already included. Left open: loopback, neighbour
+discovery, multicast listener reports, the two messages of path MTU discovery, and TCP from the allowed addresses to the SSH ports of
+this host. This host cannot open a connection to them. Packets are dropped, not refused, so that the sockets of an attacker stay visible.
 
-You are found by the SSH connection that you came through, also behind sudo; otherwise say --allow ADDR or --allow none. Isolating again replaces
-the first isolation without a gap. It stays until 'ir release'.
+You are found by the SSH connection that you came through, also behind sudo; otherwise say --allow ADDR or --allow none. Isolating
+again replaces the first isolation without a gap. It stays until 'ir release'.
 
-Not cut: programs that send raw frames past the network stack (AF_PACKET), macvlan containers, traffic between containers on one bridge. Names,
-directories, network disks and the renewal of a DHCP address stop working: an address that was leased is lost when its lease ends.`,
+Not cut: programs that send raw frames past the network stack (AF_PACKET), macvlan containers, traffic between containers on one
+bridge. Names, directories, network disks and the renewal of a DHCP address stop working: an address that was leased is lost when
+its lease ends.`,
   references: [
     'nft(8)',
     'netfilter hook priorities: include/uapi/linux/netfilter_ipv4.h',
@@ -173,7 +174,8 @@ function unknownResponder(why: string): Refused {
 function effectOf(allow: readonly Network[], ports: readonly number[], responder: Responder, sockets: readonly TcpSocket[]): string {
   const open = allow.length === 0 ? 'nobody' : `${allow.map(formatNetwork).join(', ')} (to TCP port ${ports.join(', ')})`
   const sentences = [
-    `Drops all packets in, out and forwarded, IPv4 and IPv6, open connections included; open for loopback and ${open}. Stays until 'ir release'.`,
+    'Drops all packets in, out and forwarded, IPv4 and IPv6, open connections included; ' +
+      `open for loopback and ${open}. Stays until 'ir release'.`,
   ]
   const isAllowed = (address: Network): boolean => allow.some(network => covers(network, address))
   if (responder.found && !(isAllowed(responder.peer.address) && ports.includes(responder.server.port))) {

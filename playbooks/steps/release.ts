@@ -19,9 +19,9 @@ const TABLE_NAME = `${TABLE.family} ${TABLE.name}`
 export const release = defineStep({
   id: 'release',
   summary: 'End the isolation, exactly',
-  description: `Deletes the table of rules that 'ir isolate' loaded, and nothing else. The rules of the host are listed before and after; a difference beyond
-our table, live counters and elements that expire is a finding. How many packets were dropped is saved first. Connections of an attacker that
-were only held up go on: end them first if they must not.`,
+  description: `Deletes the table of rules that 'ir isolate' loaded, and nothing else. The rules of the host are listed before and after; a
+difference beyond our table, live counters and elements that expire is a finding. How many packets were dropped is saved first.
+Connections of an attacker that were only held up go on: end them first if they must not.`,
   references: ['nft(8)'],
   options: {},
 

@@ -4,7 +4,7 @@
  */
 
 /** Global header and the header of each record, in bytes: pcap-savefile(5). */
-export const FILE_HEADER = 24
+const FILE_HEADER = 24
 const RECORD_HEADER = 16
 
 /** MAXIMUM_SNAPLEN of libpcap (pcap-int.h): no network packet is captured longer. It bounds what a broken length can make us hold. */

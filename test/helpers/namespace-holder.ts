@@ -1,6 +1,7 @@
 /**
  * The first process of a network namespace (see namespace.ts): `node namespace-holder.ts OUTSIDE`, started under `unshare --net`.
- * Proves that it is confined, says where it is, keeps the namespace alive until its standard input ends, and then ends all that still runs there.
+ * Proves that it is confined, says where it is, keeps the namespace alive until its standard input ends, and then ends all that
+ * still runs there.
  */
 import fs from 'node:fs'
 import { assertConfined, networkNamespace } from '../../src/confinement.js'

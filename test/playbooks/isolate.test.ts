@@ -29,7 +29,7 @@ const CONTAINER6 = '2001:db8:1::2'
 const FIREWALL = `
 table inet filter {
   set seen { type ipv4_addr; flags timeout; elements = { 203.0.113.9 timeout 1h }; }
-  chain input { type filter hook input priority 0; policy accept; ct state established,related counter accept; tcp dport 22 counter accept; }
+  chain input { type filter hook input priority 0; policy accept; ct state established,related counter accept; }
   chain forward { type filter hook forward priority 0; policy accept; ct state established,related counter accept; }
   chain output { type filter hook output priority 0; policy accept; ct state established,related counter accept; }
 }

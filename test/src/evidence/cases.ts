@@ -22,8 +22,8 @@ export const INFO: SealInfo = {
 }
 
 /** Removed when the test ends. */
-export function scratch(): string {
-  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'ir-evidence-'))
+export function scratch(below = os.tmpdir()): string {
+  const directory = fs.mkdtempSync(path.join(below, 'ir-evidence-'))
   onTestFinished(() => fs.rmSync(directory, { recursive: true, force: true }))
   return directory
 }

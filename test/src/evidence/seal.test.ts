@@ -83,16 +83,18 @@ describe('the archive', () => {
     const { bad, entries } = python(sealed.archive)
     expect(bad).toBeNull()
     const [stored, deflated] = [0, 8]
-    expect(entries.map(([name, method]) => [name.slice(ID.length + 1), method])).toEqual([
-      ['bagit.txt', stored],
-      ['bag-info.txt', deflated],
-      ['manifest-sha256.txt', deflated],
-      ['tagmanifest-sha256.txt', deflated],
-      ['fetch.txt', deflated],
-      ['custody.jsonl', deflated],
-      ['artifacts.jsonl', deflated],
-      ['findings.json', stored],
-      ['plan.json', stored],
+    const inCase = entries.map(([name, method]) => [name.slice(ID.length + 1), method] as const)
+    const tags = [
+      'bagit.txt',
+      'bag-info.txt',
+      'manifest-sha256.txt',
+      'tagmanifest-sha256.txt',
+      'fetch.txt',
+      'custody.jsonl',
+      'artifacts.jsonl',
+    ]
+    expect(inCase.slice(0, 9).map(([name]) => name)).toEqual([...tags, 'findings.json', 'plan.json'])
+    expect(inCase.slice(9)).toEqual([
       ['data/capture-mem/memory.isf.json.gz', stored],
       ['data/snapshot-connections/empty.txt', stored],
       ['data/snapshot-connections/ss_-tunap.txt', deflated],
@@ -266,7 +268,8 @@ describe('the owner', () => {
 })
 
 it('seals twenty thousand small files', async () => {
-  const output = scratch()
+  // In memory: a disk needs longer to remove them again than all the rest takes.
+  const output = scratch('/dev/shm')
   const caze = createCase({ output, id: ID, host: stillHost() })
   for (let n = 0; n < 20_000; n += 1) {
     const file = caze.open('snapshot-processes', `${n % 4}/${n}.txt`)

@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { EvidenceError, UsageError } from '../../../src/errors.js'
@@ -54,7 +55,7 @@ print(json.dumps([[i.filename, i.header_offset, i.compress_size] for i in z.info
 })
 
 function scratchForAll(): string {
-  return fs.mkdtempSync(path.join('/tmp', 'ir-verify-'))
+  return fs.mkdtempSync(path.join(os.tmpdir(), 'ir-verify-'))
 }
 
 /** Verifies changed bytes in the place of the archive. */
