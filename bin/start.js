@@ -86,7 +86,8 @@ export async function start(args, manifest = readJson(path.join(dist, 'manifest.
 
   // oclif would only say that it was not found.
   const [typed = '-'] = args
-  if (!typed.startsWith('-') && typed !== 'help' && !(typed in manifest.commands)) {
+  if (typed === 'help') return start([...args.slice(1), '--help'], manifest)
+  if (!typed.startsWith('-') && !(typed in manifest.commands)) {
     load('commands').unknownCommand(args, Object.keys(manifest.commands))
     return
   }

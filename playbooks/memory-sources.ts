@@ -89,8 +89,7 @@ export function offerMem({ host }: MemoryRequest): Offer {
     host.peek(MEM, 0n, 1)
   } catch (error) {
     const code = codeOf(error)
-    if (code === 'ENOENT')
-      return no(MEM, 'none (kernel built without CONFIG_DEVMEM, or a container hides it)', limeRemedy(host))
+    if (code === 'ENOENT') return no(MEM, 'none (kernel built without CONFIG_DEVMEM, or a container hides it)', limeRemedy(host))
     // Another error may concern the first byte alone; the pages below decide.
     if (code === 'EACCES' || code === 'EPERM') return refusal(host, MEM, code)
   }
@@ -128,7 +127,7 @@ export function offerLime({ host, limeModule, directory }: MemoryRequest): Offer
   }
   const bytes = ramBytes(host)
   // Without it a slow page makes LiME leave the rest of the range as zeros, silently; older modules do not know it.
-  const timeout = info.get('parm')?.some(parameter => parameter.startsWith('timeout:')) ? ['timeout=0'] : []
+  const timeout = info.get('parmtype')?.some(parameter => parameter.startsWith('timeout:')) ? ['timeout=0'] : []
   return {
     actions: [
       copyIomem(),

@@ -180,7 +180,9 @@ function remedyFor(action: ActionResult | undefined): string {
 /** Everything that was asked for and not measured. */
 function gapsOf(facts: JsonObject, action: ActionResult | undefined): Gap[] {
   const gaps: Gap[] = []
-  for (const root of objectsOf(facts.roots)) gaps.push(...rootGaps(root))
+  const bounds = Array.isArray(facts.bounds) ? facts.bounds.map(bound => BOUNDS[`${bound}`] ?? `${bound}`) : []
+  const stopped = bounds.length > 0 ? `reached its bound (${bounds.join(', ')})` : 'was stopped'
+  for (const root of objectsOf(facts.roots)) gaps.push(...rootGaps(root, stopped))
   const mounts = objectsOf(facts.mounts)
   if (mounts.length > 0) {
     const all = numberOf(facts.mountsLeftOut)
@@ -210,7 +212,10 @@ function gapsOf(facts: JsonObject, action: ActionResult | undefined): Gap[] {
   return gaps
 }
 
-function rootGaps(root: JsonObject): Gap[] {
+/** The collector's names of its bounds, as the options have them. */
+const BOUNDS: Readonly<Record<string, string>> = { entries: '--max-entries', seconds: '--max-time', depth: '256 levels below a path' }
+
+function rootGaps(root: JsonObject, stopped: string): Gap[] {
   const gaps: Gap[] = []
   const { path, state } = root
   if (state === 'not-entered') {
@@ -228,7 +233,7 @@ function rootGaps(root: JsonObject): Gap[] {
   const notReached = numberOf(root.notReached)
   if (notReached > 0) {
     gaps.push({
-      notAssessed: `the audit stopped at its bound before ${count(notReached, 'directory', 'directories')} below ${path}, and what they hold`,
+      notAssessed: `the audit ${stopped} before ${count(notReached, 'directory', 'directories')} below ${path}, and what they hold`,
       remedy: `ir audit-attrs --path ${quoted(`${path}`)} --max-entries 10000000 --max-time 2h`,
     })
   }

@@ -81,7 +81,8 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
     const results = collected.actions.filter(action => typeof action.facts?.source === 'string')
     const processes = results.find(action => action.facts?.source === 'process')
     const physical = results.find(action => action.facts?.source !== 'process')
-    return [physicalVerdict(collected, physical), ...(processes === undefined ? [] : [processVerdict(processes)])]
+    if (processes === undefined) return [physicalVerdict(collected, physical)]
+    return [{ ...NOT_PHYSICAL, remedy: REMEDY }, processVerdict(processes)]
   },
 })
 
@@ -89,6 +90,8 @@ type ActionResult = Collected['actions'][number]
 
 const PHYSICAL = 'memory-captured'
 const PROCESSES = 'process-memory-captured'
+const REMEDY = 'The plan names each source with what would help against its refusal'
+const NOT_PHYSICAL = { rule: PHYSICAL, notAssessed: 'Physical memory was not captured, only that of chosen processes' }
 
 function physicalVerdict(collected: Collected, result: ActionResult | undefined): Verdict {
   const failed = collected.actions.find(action => action.outcome !== 'collected' && action.outcome !== 'empty')
@@ -98,7 +101,7 @@ function physicalVerdict(collected: Collected, result: ActionResult | undefined)
     return {
       rule: PHYSICAL,
       notAssessed: `Physical memory was not captured: ${why}${partial}`,
-      remedy: 'The plan names each source with what would help against its refusal',
+      remedy: REMEDY,
     }
   }
   const facts = result.facts ?? {}

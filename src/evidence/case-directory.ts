@@ -431,19 +431,25 @@ function assertOurs(root: Pinned, directory: string): void {
   throw new EvidenceError(`${directory} was replaced by user ${owner} while it was made`)
 }
 
-/** Another process that has the log open; undefined when there is none, or none that we may see. */
+/** Another process that has the log open for writing; undefined when there is none, or none that we may see. */
 function writerOf(log: string, host: Host): number | undefined {
   for (const name of namesOf(host, '/proc')) {
     if (!/^\d+$/.test(name) || Number(name) === process.pid) continue
     for (const fd of namesOf(host, `/proc/${name}/fd`)) {
       try {
-        if (host.readlink(`/proc/${name}/fd/${fd}`) === log) return Number(name)
+        if (host.readlink(`/proc/${name}/fd/${fd}`) === log && isForWriting(host.read(`/proc/${name}/fdinfo/${fd}`))) return Number(name)
       } catch {
         // Closed in between.
       }
     }
   }
   return undefined
+}
+
+/** The line 'flags:' is octal and holds O_ACCMODE of open(2) in its last two bits: proc(5), /proc/pid/fdinfo. */
+function isForWriting(fdinfo: string): boolean {
+  const flags = /^flags:\s*([0-7]+)$/m.exec(fdinfo)?.[1]
+  return flags !== undefined && (Number.parseInt(flags, 8) & 0o3) !== fs.constants.O_RDONLY
 }
 
 function namesOf(host: Host, directory: string): readonly string[] {

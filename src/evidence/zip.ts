@@ -462,8 +462,12 @@ export function openArchive(path: string): Archive {
   } catch (error) {
     throw new UsageError(`cannot open ${path}`, { cause: error })
   }
-  const { size } = fs.fstatSync(fd)
-  const { entries, faults } = readStructure(fd, size)
+  const status = fs.fstatSync(fd)
+  if (!status.isFile()) {
+    closeQuietly(fd)
+    throw new UsageError(`${path} is no archive`)
+  }
+  const { entries, faults } = readStructure(fd, status.size)
   const id = entries[0]?.name.split('/', 1)[0]
   const [fault] = faults
   if (fault !== undefined || id === undefined || entries.some(entry => !entry.name.startsWith(`${id}/`))) {

@@ -171,6 +171,7 @@ describe('interpret', () => {
       notReached: 3,
     }
     const facts = {
+      bounds: ['entries', 'seconds'],
       roots: [rootFacts],
       mounts: [],
       listed: 8,
@@ -182,7 +183,7 @@ describe('interpret', () => {
     }
     const verdicts = await interpret({ files: { 'attributes.jsonl': '' }, actions: actionWith(facts, 'interrupted') })
     expect(gaps(verdicts).map(({ notAssessed }) => notAssessed)).toEqual([
-      "the audit stopped at its bound before 3 directories below /home/o'neil, and what they hold",
+      "the audit reached its bound (--max-entries, --max-time) before 3 directories below /home/o'neil, and what they hold",
       '1 directory could not be read: /home/x, EACCES',
       'lsattr gave no usable answer for 2 files and directories',
       'the audit was stopped before its end',

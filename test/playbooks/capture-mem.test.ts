@@ -283,8 +283,8 @@ describe('/dev/mem', () => {
 describe('LiME', () => {
   const info = [
     'license=GPL',
-    'parm=path:charp',
-    'parm=timeout:int',
+    'parmtype=path:charp',
+    'parmtype=timeout:long',
     'name=lime',
     `vermagic=${RELEASE} SMP preempt mod_unload modversions `,
   ]
@@ -320,7 +320,7 @@ describe('LiME', () => {
   })
 
   it('gets no option that it does not know', async () => {
-    const old = lime({ 'root/lime.ko': kernelModule(info.filter(text => !text.startsWith('parm=timeout'))) })
+    const old = lime({ 'root/lime.ko': kernelModule(info.filter(text => !text.startsWith('parmtype=timeout'))) })
     const { actions } = await planned(old, given)
     expect((actions[1] as Change).argv).not.toContain('timeout=0')
   })

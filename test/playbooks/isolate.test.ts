@@ -167,6 +167,19 @@ describe('isolate', () => {
     expect(await here.datagram({ to: EVIL4, port: 53 })).toBe(true)
   })
 
+  it('keeps whoever came over SSH connected without being told', async () => {
+    const session = await there.connect({ from: RESPONDER6, fromPort: 50_000, to: HOST6, port: 22 })
+    const env = { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', SSH_CONNECTION: `${RESPONDER6} 50000 ${HOST6} 22` }
+    const { verdicts } = await host.call<Performed>(PERFORM, { step: 'isolate', name: 'isolate' }, { env })
+    expect(verdicts).toEqual([{ rule: 'host-isolated', clear: expect.stringContaining(`open for ${RESPONDER6} on TCP port 22`) }])
+    expect(await session?.works()).toBe(true)
+    expect(await there.cannotConnect({ from: RESPONDER4, to: HOST4, port: 22 })).toBe(true)
+    await release(host)
+    const unknown = await isolate(host, {})
+    expect(unknown.plan).toHaveProperty('refused')
+    expect(await host.must(['nft', 'list', 'tables'])).toBe('table inet filter\n')
+  })
+
   it('is taken back by its own undo, and loaded by an older nft', async () => {
     const undone = await isolate(host, { allow: ['none'] }, { undo: true })
     expect(undone.results[0]?.outcome).toBe('collected')

@@ -87,10 +87,6 @@ it('counts past 65535 entries, as zip64', async () => {
   // zip64 end record and its locator, before the end record.
   expect(bytes.readUInt32LE(bytes.length - 93 - 20)).toBe(0x07064b50)
   expect(run(['python3', '-c', 'import sys, zipfile; print(len(zipfile.ZipFile(sys.argv[1]).infolist()))', file]).stdout).toBe(`${count}\n`)
-
-  for (const at of [0, 4, 12, 24, 32, 40, 48])
-    expect(faultsWith(file, bytes.length - 93 - 20 - 56 + at), `zip64 end + ${at}`).not.toEqual([])
-  for (const at of [0, 4, 8, 16]) expect(faultsWith(file, bytes.length - 93 - 20 + at), `locator + ${at}`).not.toEqual([])
 }, 240_000)
 
 /** With one bit changed, and changed back. */
@@ -148,6 +144,9 @@ it('reads entries above 4 GiB, and offsets behind them', () => {
     { name: small.toString(), method: 0, crc: 0, compressed: 0, bytes: 0, data: second + 30 + small.length },
   ])
   fs.closeSync(fd)
+  const end64At = head.length + huge + tail.length - 93 - 20 - 56
+  for (const at of [0, 4, 12, 24, 32, 40, 48]) expect(faultsWith(file, end64At + at), `zip64 end + ${at}`).not.toEqual([])
+  for (const at of [0, 4, 8, 16]) expect(faultsWith(file, end64At + 56 + at), `locator + ${at}`).not.toEqual([])
   const listed = run(['python3', '-c', 'import sys, zipfile; print([i.file_size for i in zipfile.ZipFile(sys.argv[1]).infolist()])', file])
   expect(listed.stdout).toBe(`[${huge}, 0]\n`)
 })

@@ -348,14 +348,20 @@ describe('an interrupted case', () => {
     expect(problems).toEqual([{ line: 2, what: 'does not carry the hash of the line before it' }])
   })
 
-  it('is refused while another process writes it', async () => {
+  it('is refused while another process writes it, not while one reads it', async () => {
     const { directory } = interrupted()
-    const writer = spawn('sh', ['-c', 'exec 9>>"$1"; echo open; exec sleep 60', 'sh', path.join(directory, 'custody.jsonl')])
+    const custody = path.join(directory, 'custody.jsonl')
+    const writer = spawn('sh', ['-c', 'exec 9>>"$1"; echo open; exec sleep 60', 'sh', custody])
+    const reader = spawn('sh', ['-c', 'exec 9<"$1"; echo open; exec sleep 60', 'sh', custody])
     try {
-      await once(writer.stdout, 'data')
-      expect(() => openCase(directory, openHost())).toThrow(new RegExp(`being written by process ${writer.pid}`))
+      await Promise.all([once(writer.stdout, 'data'), once(reader.stdout, 'data')])
+      expect(() => openCase(directory, openHost())).toThrow(new RegExp(`being written by process ${writer.pid}$`))
+      writer.kill()
+      await once(writer, 'exit')
+      expect(openCase(directory, openHost()).directory).toBe(directory)
     } finally {
       writer.kill()
+      reader.kill()
     }
   })
 

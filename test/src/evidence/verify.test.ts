@@ -407,6 +407,6 @@ it('is no verification where there is no case', async () => {
   for (const target of [directory, file, path.join(directory, 'nowhere'), '/dev/null']) {
     await expect(verify(target)).rejects.toThrow(UsageError)
   }
-  expect(() => openArchive(path.join(directory, 'nowhere'))).toThrow(UsageError)
+  for (const target of [directory, path.join(directory, 'nowhere')]) expect(() => openArchive(target)).toThrow(UsageError)
   expect(() => openArchive(file)).toThrow(EvidenceError)
 })
