@@ -37,9 +37,8 @@ export function stopSignal(say: (text: string) => void): AbortSignal {
   process.on('SIGINT', interrupt)
   process.on('SIGTERM', interrupt)
   process.on('SIGHUP', () => {})
-  // Writing to a terminal that is gone (EIO) or a closed pipe (EPIPE) must not end a response.
-  process.stdout.on('error', () => {})
-  process.stderr.on('error', () => {})
+  // Writing to a terminal that is gone (EIO) or a closed pipe (EPIPE) must not end a response; oclif's own listener throws at EIO.
+  for (const stream of [process.stdout, process.stderr]) stream.removeAllListeners('error').on('error', () => {})
   return stop.signal
 }
 

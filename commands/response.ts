@@ -63,7 +63,7 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   if (failed) throw new RefusedError(`${failed.detail}`)
   const consent = await agree(plan, checks, flags.yes, stderr)
   const stop = call.stop(stderr)
-  const view = !json && process.stderr.isTTY ? terminalProgress(plan, process.stderr) : plainProgress(plan, stderr)
+  const view = !json && isDrawable(process.stderr) ? terminalProgress(plan, process.stderr) : plainProgress(plan, stderr)
   let result: ResponseResult
   try {
     result = await respond({
@@ -84,6 +84,13 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   for (const line of summaryLines(result, call.guard !== undefined)) (json ? stderr : stdout)(line)
   return { document: documentOf(result), exitCode: result.exitCode, archive: result.sealed.archive }
 }
+
+/** A terminal that tells no width, or hardly has any, gets plain lines. */
+function isDrawable(stream: NodeJS.WriteStream): boolean {
+  return stream.isTTY === true && stream.columns >= NARROWEST
+}
+
+const NARROWEST = 40
 
 function guarded(view: ProgressView, guard: (() => void) | undefined): ProgressView {
   if (guard === undefined) return view

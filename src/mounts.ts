@@ -13,11 +13,14 @@ export interface Mount {
 }
 
 /** File systems whose data is on another machine, from the kernel's fs/ directory; everything of FUSE counts, its server may need the network. */
-const REMOTE = /^(nfs4?|cifs|smb3|smbfs|9p|ceph|glusterfs|lustre|afs|coda|ncpfs|ocfs2|gfs2|gfs|davfs|beegfs|gpfs|orangefs|fuse(\..+)?)$/
+const REMOTE = /^(nfs4?|cifs|smb3|smbfs|9p|ceph|glusterfs|lustre|afs|coda|ncpfs|ocfs2|gfs2|gfs|davfs|beegfs|gpfs|orangefs|virtiofs|fuse(\..+)?)$/
 
-/** Mounts as a process sees them, in the order in which they were made, at most the first 1 MiB of the list. */
+/** A host with hundreds of containers has thousands of mounts, each a line of some hundred bytes. */
+const LIST_LIMIT = 16 * 1024 ** 2
+
+/** Mounts as a process sees them, in the order in which they were made, at most the first 16 MiB of the list. */
 export function readMounts(host: HostView, pid: number | 'self' = 'self'): Mount[] {
-  return host.read(`/proc/${pid}/mountinfo`).split('\n').flatMap(parseMount)
+  return host.read(`/proc/${pid}/mountinfo`, LIST_LIMIT).split('\n').flatMap(parseMount)
 }
 
 function parseMount(line: string): Mount[] {

@@ -116,7 +116,7 @@ export function changeLines(change: Change): string[] {
 }
 
 /** The way back, ready to be typed. */
-export function undoLines(change: Change): string[] {
+function undoLines(change: Change): string[] {
   return change.undo.flatMap(running => `undo: ${typed(running)}`.split('\n').map(visible))
 }
 
@@ -139,7 +139,7 @@ export function headline(finding: { readonly title: string; readonly subject: { 
   return finding.title.includes(finding.subject.name) ? finding.title : `${finding.title}: ${finding.subject.name}`
 }
 
-export function verdictLines(verdicts: readonly Verdict[]): string[] {
+function verdictLines(verdicts: readonly Verdict[]): string[] {
   const findings = verdicts.filter((verdict): verdict is Finding => 'severity' in verdict)
   const order: Severity[] = ['critical', 'high', 'medium', 'low', 'info']
   const lines = findings

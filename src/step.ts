@@ -174,14 +174,9 @@ export interface FileSystemStatus {
   readonly freeBytes: number
 }
 
-/** How a look at the host failed: errno name ('ENOENT', 'EACCES', 'EPERM' ...) as `code`. */
-export interface LookError extends Error {
-  readonly code: string
-}
-
 /**
  * What planning may see: starts no program, writes nothing, changes no access time that it can help.
- * All methods throw a LookError when the host refuses, except `which`.
+ * All methods throw when the host refuses, except `which`: an Error whose `code` is the errno name ('ENOENT', 'EACCES', 'EPERM' ...).
  */
 export interface HostView {
   readonly hostname: string

@@ -128,7 +128,7 @@ function processVerdict(result: ActionResult): Verdict {
   const count = Array.isArray(processes) ? processes.length : 0
   return {
     rule: PROCESSES,
-    clear: `${size(numberIn(result.facts ?? {}, 'bytes'))} of memory of ${count} processes; this is not physical memory`,
+    clear: `${size(numberIn(result.facts ?? {}, 'bytes'))} of memory of ${count} ${count === 1 ? 'process' : 'processes'}; this is not physical memory`,
   }
 }
 

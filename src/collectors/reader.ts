@@ -8,6 +8,7 @@
  * starts no program and writes nothing. A look that is not answered in time costs the child, not the collection.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { Writable } from 'node:stream'
 import type { Seconds } from '../step.js'
 
 /** One look at the host; paths are real ones (`host.at`). */
@@ -79,7 +80,7 @@ export interface Reader {
 export interface ReaderOptions {
   /** Without any answer for so long the child counts as held up; 2 s when absent. */
   readonly patience?: Seconds
-  /** Started as `program -e CODE`; our own Node when absent. */
+  /** Started as Node is; our own Node when absent. */
   readonly program?: string
 }
 
@@ -192,7 +193,7 @@ class ChildReader implements Reader {
     // A session of its own: Ctrl-C at the terminal is for us to handle. Nothing of our environment is passed on.
     let child: ChildProcess
     try {
-      child = spawn(this.program, ['-e', CODE], { cwd: '/', env: {}, detached: true, stdio: ['pipe', 'pipe', 'ignore'] })
+      child = spawn(this.program, ['-e', START], { cwd: '/', env: {}, detached: true, stdio: ['pipe', 'pipe', 'ignore', 'pipe'] })
     } catch {
       // Thrown, unlike ENOENT or EAGAIN which come as an event: ENOMEM for one.
       this.apart = false
@@ -203,8 +204,9 @@ class ChildReader implements Reader {
     if (child.pid !== undefined) this.pids.push(child.pid)
     child.once('error', () => this.lost(child))
     child.once('exit', () => this.lost(child))
-    child.stdin?.on('error', () => {})
-    child.stdout?.on('error', () => {})
+    for (const pipe of child.stdio) pipe?.on('error', () => {})
+    const code = child.stdio[3]
+    if (code instanceof Writable) code.end(CODE)
     child.stdout?.on('data', (chunk: Buffer) => {
       if (child === this.child) this.receive(chunk)
     })
@@ -215,8 +217,7 @@ class ChildReader implements Reader {
     this.child = undefined
     if (child === undefined) return
     child.kill('SIGKILL')
-    child.stdin?.destroy()
-    child.stdout?.destroy()
+    for (const pipe of child.stdio) pipe?.destroy()
     // It may be beyond killing: we do not wait for it.
     child.unref()
   }
@@ -462,6 +463,8 @@ function answering(emit: Emit): (request: Request) => void {
 
 /** The child's main loop: requests as JSON lines on standard input, frames on standard output; it ends with its input. */
 function serve(answers: typeof answering): void {
+  // Our own snapshots show it: nobody shall wonder what it is.
+  process.title = 'ir-reader'
   const fs = process.getBuiltinModule('node:fs')
   const answer = answers((id, meta, bytes) => {
     const json = Buffer.from(JSON.stringify(meta))
@@ -486,4 +489,6 @@ function serve(answers: typeof answering): void {
 }
 
 /** Source text, not a file: it runs the same from sources, compiled, and bundled. `__name` is what some bundlers wrap functions in. */
+/** Its own command line stays short: the text comes through a pipe. */
+const START = "eval(process.getBuiltinModule('node:fs').readFileSync(3, 'utf8'))"
 const CODE = `const __name = f => f; (${serve.toString()})(${answering.toString()})`

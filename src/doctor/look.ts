@@ -1,5 +1,5 @@
 /** Small looks at the host that may fail: a doctor tells what he could not see, and goes on. */
-import { errnoOf, type Host } from '../host.js'
+import type { Host } from '../host.js'
 import { type Mount, readMounts } from '../mounts.js'
 
 /** The text of a small file of the kernel or of /etc, trimmed; undefined when it cannot be read. */
@@ -11,18 +11,14 @@ export function textOf(host: Host, path: string): string | undefined {
   }
 }
 
-/** errno name of why a path cannot be looked at; undefined when it can. */
-export function whyNot(host: Host, path: string): string | undefined {
+/** False also where we may not look. */
+export function exists(host: Host, path: string): boolean {
   try {
     host.lstat(path)
-    return undefined
-  } catch (error) {
-    return errnoOf(error) || 'EUNKNOWN'
+    return true
+  } catch {
+    return false
   }
-}
-
-export function exists(host: Host, path: string): boolean {
-  return whyNot(host, path) === undefined
 }
 
 export function linkOf(host: Host, path: string): string | undefined {

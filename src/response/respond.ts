@@ -1,6 +1,5 @@
 /** The life of a response after consent: case directory -> execute -> findings -> seal -> exit code. Nothing flows back. */
 import { createHash } from 'node:crypto'
-import path from 'node:path'
 import { EvidenceError, RefusedError } from '../errors.js'
 import { type Case, createCase } from '../evidence/case.js'
 import { type Sealed, sealCase } from '../evidence/seal.js'
@@ -140,9 +139,4 @@ function exitCodeOf({ steps, leftChanged }: Execution, interrupted: boolean): nu
   if (leftChanged.length > 0) return 6
   if (interrupted) return 130
   return steps.every(step => step.outcome === 'collected' || step.outcome === 'empty') ? 0 : 3
-}
-
-/** Where a plan's case will lie. */
-export function caseDirectory(plan: ResponsePlan): string {
-  return path.join(plan.output, plan.case)
 }
