@@ -146,7 +146,7 @@ async function agree(plan: ResponsePlan, checks: readonly Precheck[], yes: boole
 }
 
 /** sudo tells who called it (sudo(8)); the case is given to them in the end. */
-function ownerBehindSudo(): { owner?: { uid: number; gid: number } } {
+export function ownerBehindSudo(): { owner?: { uid: number; gid: number } } {
   const [uid, gid] = [process.env.SUDO_UID, process.env.SUDO_GID].map(text => (/^\d{1,10}$/.test(text ?? '') ? Number(text) : undefined))
   return uid === undefined || gid === undefined ? {} : { owner: { uid, gid } }
 }

@@ -1,12 +1,13 @@
 /** Plans, outcomes and findings as text for a terminal. Everything that came from the host is made visible, never obeyed. */
 import chalk from 'chalk'
+import type { Sealed } from './evidence/seal.js'
 import type { StepResult } from './response/execute.js'
 import type { PlannedStep, ResponsePlan } from './response/plan.js'
 import type { Precheck } from './response/precheck.js'
 import { expectedBytes } from './response/precheck.js'
 import type { ResponseResult } from './response/respond.js'
 import { typed } from './response/undo.js'
-import type { Action, Change, Finding, Outcome, Running, Severity, Verdict } from './step.js'
+import type { Action, Change, Finding, Outcome, Running, Seconds, Severity, Verdict } from './step.js'
 import { formatBytes, formatDuration, typedDuration } from './time.js'
 
 /**
@@ -171,13 +172,20 @@ export function summaryLines(result: ResponseResult, confined = false): string[]
   for (const running of result.leftChanged) {
     lines.push(chalk.red('This host is left changed: an undo failed. Type:'), ...typed(running).split('\n').map(visible))
   }
-  const { sealed } = result
-  lines.push(
-    `${chalk.bold('sealed')}  ${visible(sealed.archive)}  (${formatBytes(sealed.bytes)}, ${formatDuration(result.seconds)})`,
+  lines.push(...sealedLines(result.sealed, result.seconds))
+  return lines
+}
+
+/** Where the archive lies, what to note, what is wrong with it. */
+export function sealedLines(sealed: Sealed, seconds?: Seconds): string[] {
+  const took = seconds === undefined ? '' : `, ${formatDuration(seconds)}`
+  return [
+    `${chalk.bold('sealed')}  ${visible(sealed.archive)}  (${formatBytes(sealed.bytes)}${took})`,
     `sha256  ${sealed.sha256}`,
     `${chalk.bold('head')}    ${sealed.head}   ${chalk.dim('<- note this line: it ties the custody log to you')}`,
     ...sealed.beside.map(file => `beside  ${visible(file)}`),
+    ...sealed.damaged.map(file => chalk.red(`damaged ${visible(file)}`)),
+    ...sealed.warnings.map(warning => chalk.yellow(`warning ${visible(warning)}`)),
     chalk.dim(`check   ir verify ${visible(sealed.archive)}`),
-  )
-  return lines
+  ]
 }

@@ -49,7 +49,7 @@ export interface ProgramIo {
   /** More than this on a `stdout` descriptor ends the program. */
   readonly maxBytes?: number
   /** Extra arguments behind those of the plan: a batch of file names. */
-  readonly more?: readonly (string | Buffer)[]
+  readonly more?: readonly string[]
   /** Keep so much of what it says on standard error, for `said`; 4 KiB when absent. */
   readonly stderrBytes?: number
 }
@@ -76,7 +76,7 @@ export function killAllPrograms(): void {
 export function startProgram(running: Running, io: ProgramIo = {}): Program {
   const started = performance.now()
   const mark = randomUUID()
-  const args = [...running.argv.slice(1), ...((io.more ?? []) as readonly string[])]
+  const args = [...running.argv.slice(1), ...(io.more ?? [])]
   const options: Options = {
     shell: false,
     preferLocal: false,
@@ -185,7 +185,7 @@ export function runProgram(running: Running, io: ProgramIo = {}): Promise<Exit> 
 /** Runs a program and keeps what it prints, at most `maxBytes`; for looks outside a case (doctor, batches of lsattr). */
 export async function captureProgram(
   running: Running,
-  io: { signal?: AbortSignal; maxBytes?: number; more?: readonly (string | Buffer)[]; stderrBytes?: number } = {},
+  io: { signal?: AbortSignal; maxBytes?: number; more?: readonly string[]; stderrBytes?: number } = {},
 ): Promise<{ exit: Exit; stdout: Buffer; stderr: Buffer }> {
   const maxBytes = io.maxBytes ?? 16 << 20
   const { maxBytes: _, ...rest } = io

@@ -11,7 +11,7 @@ export interface NetworkNamespace {
   readonly own: boolean
   /** Directories of processes and threads in it whose `net` shows its tables: '/proc/self', '/proc/812', '/proc/812/task/815'. */
   readonly doors: readonly string[]
-  /** How many of the processes and threads that were looked at are in it. */
+  /** How many processes are in it, and threads whose process is not. */
   readonly members: number
 }
 
@@ -38,8 +38,7 @@ export async function networkNamespaces(host: Host, pids: readonly number[], sig
   const found = new Map<number, { inode: number; own: boolean; doors: string[]; members: number }>()
   const threads = new Map<number, readonly number[]>()
   let [denied, asked, notLookedAt] = [0, 0, 0]
-  const enter = (door: string): void => {
-    const inode = namespaceOf(host, door)
+  const enter = (door: string, inode: number | undefined): void => {
     if (inode === undefined) return
     const known = found.get(inode)
     if (known === undefined) found.set(inode, { inode, own: door === '/proc/self', doors: [door], members: 1 })
@@ -48,11 +47,14 @@ export async function networkNamespaces(host: Host, pids: readonly number[], sig
       if (known.doors.length < DOORS) known.doors.push(door)
     }
   }
-  enter('/proc/self')
+  const mine = namespaceOf(host, '/proc/self')
+  enter('/proc/self', mine)
   for (const pid of pids) {
     if (signal.aborted) break
+    let inode: number | undefined
     try {
-      enter(`/proc/${pid}`)
+      inode = namespaceOf(host, `/proc/${pid}`)
+      enter(`/proc/${pid}`, inode)
     } catch (error) {
       if (errnoOf(error) === 'EACCES' || errnoOf(error) === 'EPERM') denied += 1
       else continue
@@ -66,7 +68,8 @@ export async function networkNamespaces(host: Host, pids: readonly number[], sig
       }
       asked += 1
       try {
-        enter(`/proc/${pid}/task/${thread}`)
+        const elsewhere = namespaceOf(host, `/proc/${pid}/task/${thread}`)
+        if (elsewhere !== inode) enter(`/proc/${pid}/task/${thread}`, elsewhere)
       } catch {
         // It ended, or is counted with its process.
       }
@@ -75,7 +78,7 @@ export async function networkNamespaces(host: Host, pids: readonly number[], sig
     await pace()
   }
   // Ourselves, counted twice.
-  const own = found.get(namespaceOf(host, '/proc/self') ?? -1)
+  const own = found.get(mine ?? -1)
   if (own !== undefined && pids.includes(process.pid)) own.members -= 1
   return { found: [...found.values()], denied, threads, notLookedAt }
 }

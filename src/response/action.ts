@@ -142,6 +142,8 @@ async function runIntoCase(running: Running, id: string, context: ActionContext,
     const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = fs.constants
     fd = openEvidence(caze.pathOf(step, running.stdout), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW)
   }
+  // The folder, for a program that makes its file itself.
+  for (const name of running.writes ?? []) caze.pathOf(step, name)
   let exit: Exit
   try {
     exit = await runProgram(running, {

@@ -1,5 +1,6 @@
 /** Playbook + view of the host -> plain data. What this returns is printed by a dry run, executed by a real one, and kept as plan.json. */
 import path from 'node:path'
+import { z } from 'zod'
 import type { Action, AnyStep, HostView, JsonObject, Playbook, Rejected, Seconds } from '../step.js'
 import { iso, stamp } from '../time.js'
 
@@ -94,6 +95,17 @@ async function planStep(step: AnyStep, throughout: boolean, request: PlanRequest
 /** The one form in which a plan is printed and stored: equal plans are equal byte for byte. */
 export function planText(plan: ResponsePlan): string {
   return `${JSON.stringify(plan, null, 2)}\n`
+}
+
+const KeptPlan = z.object({ host: z.string(), planned: z.iso.datetime(), label: z.string().optional() })
+
+/** Of a plan.json what a seal needs; undefined when it is none. */
+export function keptPlan(text: string): z.infer<typeof KeptPlan> | undefined {
+  try {
+    return KeptPlan.safeParse(JSON.parse(text)).data
+  } catch {
+    return undefined
+  }
 }
 
 /** A host name is data: in names of ours only what RFC 952/1123 allow in one, at most 63 characters. */

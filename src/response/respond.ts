@@ -38,7 +38,7 @@ export interface ResponseResult {
   readonly leftChanged: readonly Running[]
   readonly interrupted: boolean
   readonly seconds: Seconds
-  /** 0, 3, 6 or 130: design.md, section 4. */
+  /** 0, 3, 5, 6 or 130. */
   readonly exitCode: number
 }
 
@@ -73,7 +73,7 @@ export async function respond(request: ResponseRequest): Promise<ResponseResult>
     verdicts,
     interrupted: request.stop.aborted,
     seconds: (host.monotonic() - started) / 1000,
-    exitCode: exitCodeOf(execution, request.stop.aborted),
+    exitCode: exitCodeOf(execution, sealed, request.stop.aborted),
   }
 }
 
@@ -134,9 +134,10 @@ function findingsText(verdicts: readonly Verdict[]): string {
   return `${JSON.stringify({ format: 'ir-findings/1', written: iso(new Date()), findings, clear, notAssessed }, null, 2)}\n`
 }
 
-/** Precedence 6, 130, 3 (5 is an exception): design.md, section 4. */
-function exitCodeOf({ steps, leftChanged }: Execution, interrupted: boolean): number {
+/** Precedence 6, 5, 130, 3. Evidence that cannot be written at all is an EvidenceError, 5 as well. */
+function exitCodeOf({ steps, leftChanged }: Execution, sealed: Sealed, interrupted: boolean): number {
   if (leftChanged.length > 0) return 6
+  if (sealed.damaged.length > 0) return 5
   if (interrupted) return 130
   return steps.every(step => step.outcome === 'collected' || step.outcome === 'empty') ? 0 : 3
 }

@@ -36,7 +36,7 @@ describe('TCP and UDP', () => {
       sendQueue: 4,
       receiveQueue: 2,
       timer: 'keepalive',
-      timerSeconds: 7130.91,
+      timerSeconds: 7132.03,
       retransmits: 1,
     })
   })
