@@ -33,9 +33,7 @@ export default class Seal extends IrCommand {
     const owner = ownerBehindSudo()
     if (isSealed(directory)) return bundleCase(directory, { date: host.now(), ...owner })
     const caze = openCase(directory, host)
-    const plan = keptPlan(
-      fs.readFileSync(path.join(directory, 'plan.json'), { encoding: 'utf8', flag: fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW }),
-    )
+    const plan = keptPlan(planIn(directory))
     return sealCase(caze, {
       host: plan?.host ?? host.hostname,
       tool: `${this.config.name} ${this.config.version}`,
@@ -44,5 +42,15 @@ export default class Seal extends IrCommand {
       ...(plan?.label === undefined ? {} : { label: plan.label }),
       ...owner,
     })
+  }
+}
+
+/** '' where the interruption came before it was written. */
+function planIn(directory: string): string {
+  try {
+    const flag = fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW
+    return fs.readFileSync(path.join(directory, 'plan.json'), { encoding: 'utf8', flag })
+  } catch {
+    return ''
   }
 }

@@ -127,7 +127,7 @@ interface Running {
 }
 
 interface Looked {
-  /** Those of which the file is deleted, by their content. */
+  /** Those of which the file is deleted, each with a content and a link of its own. */
   readonly deleted: readonly Running[]
   /** Processes of which the program was seen. */
   readonly seen: number
@@ -157,7 +157,7 @@ function lookThrough(collected: StepArtifacts): Looked {
     if (exe?.inode === undefined) unseen += exe !== null || record.denied?.includes('exe') ? 1 : 0
     else seen += 1
     if (!exe?.deleted) continue
-    const key = exe.sha256 ?? [exe.device, exe.inode, exe.link].join(' ')
+    const key = [exe.memfd, exe.sha256 ?? `${exe.device} ${exe.inode}`, exe.link].join(' ')
     const running = programs.get(key) ?? { exe, processes: [], lines: [] }
     running.processes.push(record)
     running.lines.push(line)

@@ -1,7 +1,8 @@
 /** Performs one action of a plan: custody start, run, hash, custody finish. What goes wrong here is an outcome, never an exception. */
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
 import fs from 'node:fs'
-import { setImmediate as breathe } from 'node:timers/promises'
+import { setImmediate as breathe, setTimeout as sleep } from 'node:timers/promises'
 import type { CollectorContext, Progress } from '../collectors/collector.js'
 import { COLLECTORS } from '../collectors/index.js'
 import { EvidenceError } from '../errors.js'
@@ -256,7 +257,9 @@ async function collect(action: Collect & { id: string }, context: ActionContext)
     if (error instanceof EvidenceError) throw error
     return { outcome: 'failed' as const, reason: error instanceof Error ? error.message : String(error) }
   })
-  const result = await Promise.race([running, overdue(signal)])
+  const done = new AbortController()
+  const result = await Promise.race([running, overdue(signal, done.signal)])
+  done.abort()
   const artifacts = context.case.artifacts.slice(before).filter(artifact => artifact.path.startsWith(`data/${context.step}/`))
   if (result === undefined) {
     return { outcome: 'timed-out', reason: `the collector did not stop within ${STOP_GRACE} s of being told to`, artifacts }
@@ -267,13 +270,10 @@ async function collect(action: Collect & { id: string }, context: ActionContext)
   return { ...result, artifacts }
 }
 
-/** Resolves to undefined when a collector that was told to stop has had its grace. */
-function overdue(signal: AbortSignal): Promise<undefined> {
-  return new Promise(resolve => {
-    const wait = (): void => void setTimeout(() => resolve(undefined), STOP_GRACE * 1000).unref()
-    if (signal.aborted) wait()
-    else signal.addEventListener('abort', wait, { once: true })
-  })
+/** Resolves to undefined when a collector that was told to stop has had its grace, or is done. */
+async function overdue(stop: AbortSignal, done: AbortSignal): Promise<undefined> {
+  if (!stop.aborted) await Promise.race([once(stop, 'abort', { signal: done }), once(done, 'abort')]).catch(() => {})
+  await sleep(STOP_GRACE * 1000, undefined, { signal: done }).catch(() => {})
 }
 
 /**
@@ -317,18 +317,19 @@ async function verifyChange(action: Change & { id: string }, context: ActionCont
 
 /** Takes a change back. `leftChanged` tells what to type by hand where that failed. */
 export async function undoChange(action: Change & { id: string }, context: ActionContext): Promise<Pick<PerformedAction, 'leftChanged'>> {
+  const done: { running: Running; reason: string | undefined }[] = []
   for (const running of action.undo) {
     const { exit } = await runIntoCase(running, action.id, context)
     const reason = complaint(running, exit)
-    context.case.record('undo', {
-      action: action.id,
-      ...written(running),
-      done: reason === undefined,
-      ...(reason === undefined ? {} : { reason }),
-    })
-    if (reason !== undefined) return { leftChanged: action.undo }
+    done.push({ running, reason })
+    if (reason !== undefined) break
   }
-  return {}
+  // Logged when all is undone: a disk that refuses the log must not keep the host changed.
+  for (const { running, reason } of done) {
+    const how = reason === undefined ? { done: true } : { done: false, reason }
+    context.case.record('undo', { action: action.id, ...written(running), ...how })
+  }
+  return done.every(({ reason }) => reason === undefined) ? {} : { leftChanged: action.undo }
 }
 
 function written(running: Running): JsonObject {

@@ -1,4 +1,5 @@
 /** Executes a plan, step by step, and keeps the custody log of it. A step that fails is an outcome and never costs the others. */
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Progress } from '../collectors/collector.js'
 import { EvidenceError } from '../errors.js'
 import type { Case } from '../evidence/case.js'
@@ -76,8 +77,9 @@ class Executor {
     const finished = new AbortController()
     const besideSignal = AbortSignal.any([stop, finished.signal])
     const beside = plan.steps.filter(step => step.throughout).map(step => this.begin(step, besideSignal))
-    await Promise.race([Promise.all(beside.map(one => one.ready)), after(READY_LIMIT)])
-    if (beside.length > 0 && !stop.aborted) await after(LEAD)
+    await listening(beside.map(one => one.ready))
+    const capturing = [...this.results.values()].length < beside.length
+    if (capturing && !stop.aborted) await sleep(LEAD * 1000)
     try {
       for (const step of plan.steps) if (!step.throughout) await this.runStep(step, stop)
     } finally {
@@ -214,6 +216,10 @@ function stepOutcome(step: PlannedStep, actions: readonly PerformedAction[]): { 
   return { outcome: actions.some(action => action.outcome === 'collected') ? 'collected' : 'empty' }
 }
 
-function after(seconds: Seconds): Promise<void> {
-  return new Promise(resolve => setTimeout(resolve, seconds * 1000).unref())
+/** Waits for all of them, for so long at most. The timer holds the process: with nothing else to do, Node would simply end. */
+async function listening(ready: readonly Promise<void>[]): Promise<void> {
+  const late = new AbortController()
+  const limit = sleep(READY_LIMIT * 1000, undefined, { signal: late.signal }).catch(() => {})
+  await Promise.race([Promise.all(ready), limit])
+  late.abort()
 }

@@ -125,6 +125,39 @@ describe('ir respond', () => {
     expect(found.stderr).toContain('snapshot-connections')
   })
 
+  it('without a program seals what there is, names the package, and exits 3', async () => {
+    const empty = path.join(outputDirectory(), 'empty')
+    fs.writeFileSync(empty, '', { mode: 0o644 })
+    const hide = 'mount --bind "$1" "$(readlink -f "$(command -v tcpdump)")" && shift && exec "$@"'
+    const only = ['--only', 'capture-net,isolate', '--allow', RESPONDER, '--output', output, '--yes']
+    const found = await host.run(['unshare', '--mount', 'sh', '-c', hide, 'sh', empty, IR, 'respond', ...only])
+    expect(found.code, found.stderr).toBe(3)
+    expect(found.stdout).toMatch(/capture-net {2}unavailable.*tcpdump is not installed.*install tcpdump/)
+    checkWithStandardTools(`${caseIn(output)}.zip`)
+  })
+
+  it('finds changed, truncated and extended archives: exit 5, and what differs', async () => {
+    await respond('--only', 'snapshot-connections')
+    const archive = `${caseIn(output)}.zip`
+    const whole = fs.readFileSync(archive)
+    const tampered = path.join(outputDirectory(), path.basename(archive))
+    const at = whole.indexOf('data/snapshot-connections/sockets.jsonl') + 60
+    const changed = Buffer.from(whole)
+    changed.writeUInt8((changed.readUInt8(at) + 1) % 256, at)
+    const cases = { changed, truncated: whole.subarray(0, -100), extended: Buffer.concat([whole, Buffer.from('x')]) }
+    for (const [how, bytes] of Object.entries(cases)) {
+      fs.writeFileSync(tampered, bytes)
+      const found = await ir(['verify', tampered])
+      expect(found.code, `${how}: ${found.stdout}`).toBe(5)
+      expect(found.stdout).toMatch(/^differs: \S+/m)
+      expect(found.stdout).toContain('NOT intact')
+      const document = JSON.parse((await ir(['verify', '--json', tampered])).stdout)
+      expect(document.intact).toBe(false)
+    }
+    fs.writeFileSync(path.join(caseIn(output), 'data/snapshot-connections/planted.txt'), 'x')
+    expect((await ir(['verify', caseIn(output)])).code).toBe(5)
+  })
+
   it('leaves out what --skip names', async () => {
     await respond('--skip', 'capture-net,capture-mem,snapshot-processes,snapshot-connections')
     const steps = custodyOf(caseIn(output)).flatMap(line => (line.event === 'step' ? [line.step] : []))

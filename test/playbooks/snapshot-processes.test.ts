@@ -35,6 +35,13 @@ const withProcesses = (change: (records: Recorded[]) => Recorded[] | undefined):
   return { files: { 'processes.jsonl': changed.map(record => `${JSON.stringify(record)}\n`).join('') } }
 }
 const findings = (verdicts: readonly Verdict[]): Finding[] => verdicts.filter(verdict => 'severity' in verdict)
+/** A process like a recorded one. */
+const another = (changes: Partial<Recorded>): Recorded => ({
+  ...structuredClone(recorded.at(-1) as Recorded),
+  pid: 7,
+  comm: 'x',
+  ...changes,
+})
 const benign = (records: Recorded[]): Recorded[] => records.filter(({ exe }) => !exe?.deleted)
 
 it('plans one pass of our own, without a program of the host', async () => {
@@ -88,7 +95,7 @@ describe('severity', () => {
   const deleted = async (link: string, more: Partial<NonNullable<Recorded['exe']>> = {}): Promise<Finding | undefined> => {
     const overrides = withProcesses(records => [
       ...benign(records),
-      { pid: 7, comm: 'x', kernelThread: false, exe: { link, deleted: true, memfd: false, inode: '1', ...more } },
+      another({ exe: { link, deleted: true, memfd: false, inode: '1', ...more } }),
     ])
     return findings(await interpret(overrides)).find(({ rule }) => rule === 'process-executable-deleted')
   }
@@ -114,7 +121,7 @@ describe('severity', () => {
   it('of a container runtime in its own memfd is low; of what only calls itself so it is critical', async () => {
     const memfd = async (comm: string): Promise<unknown> => {
       const exe = { link: '/memfd:runc_cloned:/proc/self/exe (deleted)', deleted: true, memfd: true, inode: '1' }
-      const overrides = withProcesses(records => [...benign(records), { pid: 7, comm, kernelThread: false, exe }])
+      const overrides = withProcesses(records => [...benign(records), another({ comm, exe })])
       return findings(await interpret(overrides)).find(({ rule }) => rule === 'process-memfd')?.severity
     }
     expect(await memfd('runc:[2:INIT]')).toBe('low')
@@ -132,7 +139,7 @@ describe('without a finding', () => {
   })
 
   it('is not clear where programs could not be seen', async () => {
-    const denied = withProcesses(records => [...benign(records), { pid: 7, comm: 'x', kernelThread: false, exe: null, denied: ['exe'] }])
+    const denied = withProcesses(records => [...benign(records), another({ exe: null, denied: ['exe'] })])
     const silent = withProcesses(records => [
       ...benign(records),
       {
@@ -157,8 +164,8 @@ describe('without a finding', () => {
   it('counts kernel threads and zombies for nothing', async () => {
     const overrides = withProcesses(records => [
       ...benign(records),
-      { pid: 2, comm: 'kthreadd', kernelThread: true, exe: null, denied: ['exe'] },
-      { pid: 7, comm: 'gone', kernelThread: false, exe: null },
+      another({ comm: 'kthreadd', kernelThread: true, exe: null, denied: ['exe'] }),
+      another({ comm: 'gone', exe: null }),
     ])
     expect((await interpret(overrides)).every(verdict => 'clear' in verdict)).toBe(true)
   })
@@ -184,7 +191,7 @@ describe('without a finding', () => {
 })
 
 it('what was found is told beside what could not be seen', async () => {
-  const overrides = withProcesses(records => [...records, { pid: 7, comm: 'x', kernelThread: false, exe: null, denied: ['exe'] }])
+  const overrides = withProcesses(records => [...records, another({ exe: null, denied: ['exe'] })])
   const verdicts = await interpret(overrides)
   expect(findings(verdicts)).toHaveLength(2)
   expect(verdicts.filter(verdict => 'notAssessed' in verdict)).toHaveLength(2)
