@@ -93,16 +93,7 @@ export async function start(args, manifest = readJson(path.join(dist, 'manifest.
   }
   const ourselves = new Ourselves({ root, name: pjson.name, isRoot: true })
   await ourselves.load()
-  // Node ends with 0 when nothing is left to wait for: a command that was not done by then must not look as if it were.
-  let done = false
-  process.once('beforeExit', () => {
-    // With nobody to read our output oclif is never done.
-    if (done || process.exitCode !== undefined || process.stdout.destroyed) return
-    process.stderr.write('ir: ended before it was done: this is a bug\n')
-    process.exitCode = 1
-  })
   await execute({ args, loadOptions: { root, pjson, plugins: new Map([[ourselves.name, ourselves]]) } })
-  done = true
 }
 
 function readJson(file) {

@@ -62,6 +62,8 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   const failed = checks.find(check => !check.ok)
   if (failed) throw new RefusedError(`${failed.detail}`)
   const consent = await agree(plan, checks, flags.yes, stderr)
+  // Node ends with 0 when nothing is left to wait for: a response that was not done by then must not look complete.
+  process.exitCode = 1
   const stop = call.stop(stderr)
   const view = !json && isDrawable(process.stderr) ? terminalProgress(plan, process.stderr) : plainProgress(plan, stderr)
   let result: ResponseResult

@@ -224,6 +224,59 @@ export async function runAttached(argv: Argv, forward: (send: (signal: NodeJS.Si
   return result.signal === undefined ? 1 : 128 + (os.constants.signals[result.signal as NodeJS.Signals] ?? 0)
 }
 
+/** A process of our own that answers on its standard output what it is asked on its standard input. */
+export interface Companion {
+  /** undefined when it could not be started: `lost` is called then, too. */
+  readonly pid: number | undefined
+  ask(text: string): void
+  /** Kills it and lets go of it: should it not die, it still does not hold our exit. */
+  kill(): void
+}
+
+/** Starts our own program beside us, in a session of its own and with nothing of our environment; no program of the host, no deadline. */
+export function startCompanion(argv: Argv, on: { heard(chunk: Buffer): void; lost(): void }): Companion {
+  const child = execa(argv[0], argv.slice(1), {
+    shell: false,
+    preferLocal: false,
+    extendEnv: false,
+    env: {},
+    cwd: '/',
+    stdin: 'pipe',
+    stdout: 'pipe',
+    stderr: 'ignore',
+    buffer: false,
+    reject: false,
+    detached: true,
+    cleanup: false,
+  })
+  let gone = false
+  const leave = (): boolean => {
+    const first = !gone
+    gone = true
+    living.delete(kill)
+    return first
+  }
+  const kill = (): void => {
+    if (!leave()) return
+    child.nodeChildProcess.kill('SIGKILL')
+    child.stdin.destroy()
+    child.stdout.destroy()
+    child.nodeChildProcess.unref()
+  }
+  const lost = (): void => {
+    if (leave()) on.lost()
+  }
+  living.add(kill)
+  child.stdin.on('error', () => {})
+  child.stdout.on('error', () => {})
+  child.stdout.on('data', (chunk: Buffer) => {
+    if (!gone) on.heard(chunk)
+  })
+  child.nodeChildProcess.once('exit', lost)
+  child.then(lost, lost)
+  return { pid: child.pid, ask: text => void child.stdin.write(text), kill }
+}
+
 /** One sentence on why a program did not do its work; undefined when it did. */
 export function complaint(running: Running, exit: Exit): string | undefined {
   const name = running.argv[0]

@@ -7,8 +7,7 @@
  * The child is our own Node with a loop of a few lines: it answers looks, in order, with frames on its standard output. It
  * starts no program and writes nothing. A look that is not answered in time costs the child, not the collection.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
-import { Writable } from 'node:stream'
+import { type Companion, startCompanion } from '../programs.js'
 import type { Seconds } from '../step.js'
 
 /** One look at the host; paths are real ones (`host.at`). */
@@ -151,7 +150,7 @@ class ChildReader implements Reader {
   private readonly patience: Seconds
   private readonly program: string
   private readonly queue: Pending[] = []
-  private child: ChildProcess | undefined
+  private child: Companion | undefined
   private rest: Buffer = Buffer.alloc(0)
   private timer: NodeJS.Timeout | undefined
   private heard = 0
@@ -191,45 +190,31 @@ class ChildReader implements Reader {
       return
     }
     // A session of its own: Ctrl-C at the terminal is for us to handle. Nothing of our environment is passed on.
-    let child: ChildProcess
-    try {
-      child = spawn(this.program, ['-e', START], { cwd: '/', env: {}, detached: true, stdio: ['pipe', 'pipe', 'ignore', 'pipe'] })
-    } catch {
-      // Thrown, unlike ENOENT or EAGAIN which come as an event: ENOMEM for one.
-      this.apart = false
-      return
-    }
+    const child: Companion = startCompanion([this.program, '-e', START], {
+      heard: chunk => {
+        if (child === this.child) this.receive(chunk)
+      },
+      lost: () => this.lost(child),
+    })
     this.child = child
     this.rest = Buffer.alloc(0)
     if (child.pid !== undefined) this.pids.push(child.pid)
-    child.once('error', () => this.lost(child))
-    child.once('exit', () => this.lost(child))
-    for (const pipe of child.stdio) pipe?.on('error', () => {})
-    const code = child.stdio[3]
-    if (code instanceof Writable) code.end(CODE)
-    child.stdout?.on('data', (chunk: Buffer) => {
-      if (child === this.child) this.receive(chunk)
-    })
+    child.ask(oneLine(CODE))
   }
 
   private stopChild(): void {
-    const child = this.child
+    this.child?.kill()
     this.child = undefined
-    if (child === undefined) return
-    child.kill('SIGKILL')
-    for (const pipe of child.stdio) pipe?.destroy()
-    // It may be beyond killing: we do not wait for it.
-    child.unref()
   }
 
   private send(pending: Pending): void {
     const request: Request = { id: pending.id, looks: pending.looks }
-    if (this.apart) this.child?.stdin?.write(`${JSON.stringify(request)}\n`)
+    if (this.apart) this.child?.ask(oneLine(request))
     else setImmediate(() => answering((id, meta, bytes) => this.take(id, meta, Buffer.from(bytes)))(request))
   }
 
   /** The child ended though it was not told to: never started, killed by somebody, out of memory. */
-  private lost(child: ChildProcess): void {
+  private lost(child: Companion): void {
     if (child !== this.child || this.closed) return
     this.stopChild()
     if (child.pid === undefined) {
@@ -462,7 +447,7 @@ function answering(emit: Emit): (request: Request) => void {
 }
 
 /** The child's main loop: requests as JSON lines on standard input, frames on standard output; it ends with its input. */
-function serve(answers: typeof answering): void {
+function serve(answers: typeof answering, begun: string): void {
   // Our own snapshots show it: nobody shall wonder what it is.
   process.title = 'ir-reader'
   const fs = process.getBuiltinModule('node:fs')
@@ -478,17 +463,32 @@ function serve(answers: typeof answering): void {
     while (at < frame.length) at += fs.writeSync(1, frame, at)
   })
   const input = Buffer.allocUnsafe(65_536)
-  let rest = ''
+  let rest = begun
   for (;;) {
-    const got = fs.readSync(0, input, 0, input.length, null)
-    if (got === 0) return
-    const lines = (rest + input.toString('utf8', 0, got)).split('\n')
+    const lines = rest.split('\n')
     rest = lines.pop() as string
     for (const line of lines) answer(JSON.parse(line))
+    const got = fs.readSync(0, input, 0, input.length, null)
+    if (got === 0) return
+    rest += input.toString('latin1', 0, got)
   }
 }
 
+/** A line of ASCII: nothing in it is split between two reads. */
+function oneLine(value: Request | string): string {
+  const escaped = (character: string): string => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
+  return `${JSON.stringify(value).replaceAll(/[\u0080-\uffff]/g, escaped)}\n`
+}
+
 /** Source text, not a file: it runs the same from sources, compiled, and bundled. `__name` is what some bundlers wrap functions in. */
-/** Its own command line stays short: the text comes through a pipe. */
-const START = "eval(process.getBuiltinModule('node:fs').readFileSync(3, 'utf8'))"
-const CODE = `const __name = f => f; (${serve.toString()})(${answering.toString()})`
+const CODE = `const __name = f => f; begun => (${serve.toString()})(${answering.toString()}, begun)`
+
+/** Runs the code that it reads as the first line, so that the command line of the child stays short. */
+const START = `
+const { readSync } = process.getBuiltinModule('node:fs')
+const input = Buffer.allocUnsafe(65536)
+let text = ''
+for (let got = 1; got > 0 && !text.includes('\\n'); text += input.toString('latin1', 0, got)) got = readSync(0, input)
+const end = text.indexOf('\\n')
+if (end >= 0) (0, eval)(JSON.parse(text.slice(0, end)))(text.slice(end + 1))
+`

@@ -124,6 +124,11 @@ describe('a look', () => {
     expect(device?.sha256).toBeUndefined()
   })
 
+  it('finds a path of any letters', async () => {
+    const path = file('\u00fc \u2603 \u{1f600}\n', 'content')
+    expect((await reader.look([{ op: 'file', path, max: 100 }]))[0]?.bytes).toEqual(Buffer.from('content'))
+  })
+
   it('is answered in order, many at a time', async () => {
     const paths = Array.from({ length: 300 }, (_, index) => file(`f${index}`, `content ${index}`))
     const seen = await Promise.all(paths.map(path => reader.look([{ op: 'file', path, max: 100 }])))
