@@ -13,7 +13,8 @@ export interface Mount {
 }
 
 /** File systems whose data is on another machine, from the kernel's fs/ directory; everything of FUSE counts, its server may need the network. */
-const REMOTE = /^(nfs4?|cifs|smb3|smbfs|9p|ceph|glusterfs|lustre|afs|coda|ncpfs|ocfs2|gfs2|gfs|davfs|beegfs|gpfs|orangefs|virtiofs|fuse(\..+)?)$/
+const REMOTE =
+  /^(nfs4?|cifs|smb3|smbfs|9p|ceph|glusterfs|lustre|afs|coda|ncpfs|ocfs2|gfs2|gfs|davfs|beegfs|gpfs|orangefs|virtiofs|fuse(\..+)?)$/
 
 /** A host with hundreds of containers has thousands of mounts, each a line of some hundred bytes. */
 const LIST_LIMIT = 16 * 1024 ** 2
