@@ -215,7 +215,7 @@ function readOr(host: HostView, path: string): string {
 
 const RULE = 'socket-hidden'
 
-/** What the collector writes, as far as it matters here; src/collectors/sockets.ts has the whole. */
+/** What the collector writes, as far as it matters here; src/collectors/proc/sockets.ts has the whole. */
 interface SocketRecord {
   readonly own: boolean
   readonly protocol: string

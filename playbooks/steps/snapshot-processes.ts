@@ -46,7 +46,7 @@ Left out: memory itself (capture-mem), program files on network disks, and what 
   },
 })
 
-/** What the collector writes, as far as it matters here; src/collectors/process-record.ts has the whole. */
+/** What the collector writes, as far as it matters here; src/collectors/proc/process-record.ts has the whole. */
 interface ProcessRecord {
   readonly pid: number
   readonly ppid: number

@@ -2,11 +2,11 @@
 import type { CollectorName } from '../step.js'
 import { attributes } from './attributes.js'
 import type { Collector } from './collector.js'
-import { packetRing } from './packet-ring.js'
-import { physicalMemory } from './physical-memory.js'
-import { processMemory } from './process-memory.js'
-import { processes } from './processes.js'
-import { sockets } from './sockets.js'
+import { physicalMemory } from './memory/physical-memory.js'
+import { processMemory } from './memory/process-memory.js'
+import { packetRing } from './packets/packet-ring.js'
+import { processes } from './proc/processes.js'
+import { sockets } from './proc/sockets.js'
 
 export const COLLECTORS: Readonly<Record<CollectorName, Collector>> = {
   attributes,

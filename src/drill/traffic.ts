@@ -1,6 +1,6 @@
 /** Who sent and who was heard, before and after the cut: read from the captured segments. */
 import { isIPv6 } from 'node:net'
-import { PcapSplitter } from '../collectors/pcap.js'
+import { PcapSplitter } from '../collectors/packets/pcap.js'
 
 /** Packets with one remote address. */
 export interface Traffic {

@@ -3,8 +3,8 @@ import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { higher, lower } from '../../src/collectors/address-range.js'
-import type { ReadAt } from '../../src/collectors/kcore.js'
+import { higher, lower } from '../../src/collectors/memory/address-range.js'
+import type { ReadAt } from '../../src/collectors/memory/kcore.js'
 
 export interface MadeSegment {
   readonly offset: bigint

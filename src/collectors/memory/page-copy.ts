@@ -1,6 +1,6 @@
 /** Copies memory, of the machine or of a process, into an image: in big reads, and down to single pages where the kernel fails. */
-import { errnoOf } from '../host.js'
-import type { JsonObject } from '../step.js'
+import { errnoOf } from '../../host.js'
+import type { JsonObject } from '../../step.js'
 import { hex } from './address-range.js'
 import type { Target } from './disk-room.js'
 import type { Piece, ReadAt } from './kcore.js'

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { LIME_HEADER, limeBytes, limeHeader, readLime } from '../../../src/collectors/lime.js'
+import { LIME_HEADER, limeBytes, limeHeader, readLime } from '../../../../src/collectors/memory/lime.js'
 
 function read(file: Buffer) {
   return readLime((into, at) => file.copy(into, 0, at), file.length)

@@ -2,12 +2,12 @@ import fs from 'node:fs'
 import path from 'node:path'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { type AddressRange, hex, mergeRanges, subtractRanges, totalBytes } from '../../../src/collectors/address-range.js'
-import { systemRam } from '../../../src/collectors/iomem.js'
-import { contradiction, planKcore, readKcore } from '../../../src/collectors/kcore.js'
-import { kcoreHeaders, type MadeSegment, NO_PHYSICAL, readBytes, readParts } from '../../helpers/kcore.js'
+import { type AddressRange, hex, mergeRanges, subtractRanges, totalBytes } from '../../../../src/collectors/memory/address-range.js'
+import { systemRam } from '../../../../src/collectors/memory/iomem.js'
+import { contradiction, planKcore, readKcore } from '../../../../src/collectors/memory/kcore.js'
+import { kcoreHeaders, type MadeSegment, NO_PHYSICAL, readBytes, readParts } from '../../../helpers/kcore.js'
 
-const FIXTURES = path.resolve(import.meta.dirname, '../../fixtures/capture-mem/debian-12')
+const FIXTURES = path.resolve(import.meta.dirname, '../../../fixtures/capture-mem/debian-12')
 const recorded = (name: string): Buffer => fs.readFileSync(path.join(FIXTURES, name))
 const ramOf = (boot: string) => systemRam(recorded(`${boot}/proc/iomem`).toString())
 const read = (segments: readonly MadeSegment[], options = {}) => readKcore(readBytes(kcoreHeaders(segments, options)))

@@ -1,4 +1,6 @@
 /** One process as evidence: what was seen of it in /proc, put together. proc(5). */
+
+import { entries, type Look, type Seen } from '../reader.js'
 import type { ExecutableRecord } from './executables.js'
 import {
   type BootClock,
@@ -11,7 +13,6 @@ import {
   parseStatus,
   textField,
 } from './proc.js'
-import { entries, type Look, type Seen } from './reader.js'
 
 export interface OpenFile {
   readonly fd: number

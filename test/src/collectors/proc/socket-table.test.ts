@@ -4,9 +4,15 @@ import net from 'node:net'
 import path from 'node:path'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { parseAddress, parseTable, SOCKET_TABLES, type SocketEntry, type SocketTable } from '../../../src/collectors/socket-table.js'
+import {
+  parseAddress,
+  parseTable,
+  SOCKET_TABLES,
+  type SocketEntry,
+  type SocketTable,
+} from '../../../../src/collectors/proc/socket-table.js'
 
-const FIXTURES = path.resolve(import.meta.dirname, '../../fixtures/snapshot-connections/debian-12')
+const FIXTURES = path.resolve(import.meta.dirname, '../../../fixtures/snapshot-connections/debian-12')
 const format = { endianness: 'LE', ticks: 100 } as const
 const tables = Object.keys(SOCKET_TABLES) as SocketTable[]
 

@@ -4,15 +4,15 @@
  * follow by their ids, and those that appeared meanwhile at the end.
  */
 import fs from 'node:fs'
-import type { Host } from '../host.js'
-import type { JsonObject, Seconds } from '../step.js'
-import type { Collector, CollectorContext, CollectorResult } from './collector.js'
+import type { Host } from '../../host.js'
+import type { JsonObject, Seconds } from '../../step.js'
+import type { Collector, CollectorContext, CollectorResult } from '../collector.js'
+import { type JsonLines, jsonLines } from '../json-lines.js'
+import { ahead, pacer } from '../pace.js'
+import { entries, openReader, type Reader, type Seen } from '../reader.js'
 import { EXECUTABLE_BOUNDS, type ExecutableRecord, Executables } from './executables.js'
-import { type JsonLines, jsonLines } from './json-lines.js'
-import { ahead, pacer } from './pace.js'
 import { type BootClock, bootClock, linkedInode, type ProcessStat, parseStat, processIds } from './proc.js'
 import { type Part, type Parts, partsOf, processLooks, processRecord, recordLine } from './process-record.js'
-import { entries, openReader, type Reader, type Seen } from './reader.js'
 
 /** Requests ahead of the one that is awaited: keeps the reading child busy while we write. */
 const AHEAD = 4

@@ -7,14 +7,14 @@
  */
 import fs from 'node:fs'
 import { z } from 'zod'
-import { errnoOf, type Host } from '../host.js'
-import type { Json, JsonObject, Seconds } from '../step.js'
-import type { Collector, CollectorContext, CollectorResult } from './collector.js'
-import { jsonLines } from './json-lines.js'
+import { errnoOf, type Host } from '../../host.js'
+import type { Json, JsonObject, Seconds } from '../../step.js'
+import type { Collector, CollectorContext, CollectorResult } from '../collector.js'
+import { jsonLines } from '../json-lines.js'
+import { ahead, pacer } from '../pace.js'
+import { entries, type Look, openReader, type Reader, type Seen } from '../reader.js'
 import { keptNamespaces, type NetworkNamespace, type NetworkNamespaces, namespaceOf, networkNamespaces } from './network-namespaces.js'
-import { ahead, pacer } from './pace.js'
 import { bootClock, linkedInode, listField, processIds, textField } from './proc.js'
-import { entries, type Look, openReader, type Reader, type Seen } from './reader.js'
 import { parseTable, SOCKET_TABLES, type SocketEntry, type SocketTable, type TableFormat, tableFormat } from './socket-table.js'
 
 /** One line of `sockets.jsonl`. Text that is not UTF-8: see proc.ts. */

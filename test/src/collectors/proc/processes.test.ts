@@ -5,11 +5,11 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import type { ProcessRecord } from '../../../src/collectors/process-record.js'
-import { processes } from '../../../src/collectors/processes.js'
-import { openHost } from '../../../src/host.js'
-import { collecting, type Ended } from '../../helpers/collecting.js'
-import { planted, plantPython } from '../../helpers/planted.js'
+import type { ProcessRecord } from '../../../../src/collectors/proc/process-record.js'
+import { processes } from '../../../../src/collectors/proc/processes.js'
+import { openHost } from '../../../../src/host.js'
+import { collecting, type Ended } from '../../../helpers/collecting.js'
+import { planted, plantPython } from '../../../helpers/planted.js'
 
 const OPTIONS = { hashBytes: 4 * 1024 ** 3, hashSeconds: 60, copyFileBytes: 256 * 1024 ** 2, copyBytes: 1024 ** 3 }
 const SLEEP = '/usr/bin/sleep'
@@ -272,7 +272,7 @@ os.execve(f'/proc/self/fd/{fd}', ['[kworker/0:1]', '-c', 'import time; print("re
   })
 
   it('on a disk that no longer answers does not stop us', async () => {
-    const script = path.resolve(import.meta.dirname, '../../helpers/silent-fuse.py')
+    const script = path.resolve(import.meta.dirname, '../../../helpers/silent-fuse.py')
     const child = spawn('unshare', ['--mount', '/usr/bin/python3', script, directory], { stdio: ['pipe', 'pipe', 'pipe'] })
     await using server = await planted(child)
     const pid = Number(server.said)
@@ -355,8 +355,8 @@ describe('what comes and goes', () => {
 
 it('without the right to look, names what was denied', async () => {
   await using plant = await plantCopy('others')
-  const module = JSON.stringify(path.resolve(import.meta.dirname, '../../helpers/collecting.ts'))
-  const collector = JSON.stringify(path.resolve(import.meta.dirname, '../../../src/collectors/processes.ts'))
+  const module = JSON.stringify(path.resolve(import.meta.dirname, '../../../helpers/collecting.ts'))
+  const collector = JSON.stringify(path.resolve(import.meta.dirname, '../../../../src/collectors/proc/processes.ts'))
   const script = `
 const { collecting } = await import(${module})
 const { processes } = await import(${collector})
@@ -364,7 +364,7 @@ const ended = await collecting(processes, ${JSON.stringify(OPTIONS)})
 console.log(JSON.stringify([ended.facts.denied, ended.records('processes.jsonl').find(one => one.pid === ${plant.pid})]))
 ended[Symbol.dispose]()
 `
-  const sources = path.resolve(import.meta.dirname, '../../helpers/sources.mjs')
+  const sources = path.resolve(import.meta.dirname, '../../../helpers/sources.mjs')
   const less = ['--bounding-set=-sys_ptrace', '--inh-caps=-sys_ptrace', '--']
   const argv = [...less, process.execPath, '--import', sources, '--input-type=module', '-e', script]
   await using weak = await planted(spawn('setpriv', argv, { stdio: ['ignore', 'pipe', 'pipe'] }))

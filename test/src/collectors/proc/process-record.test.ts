@@ -1,8 +1,8 @@
 /** The record of a process from what was seen of it, whatever that is. */
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
-import type { ProcessStat } from '../../../src/collectors/proc.js'
-import { type Parts, partsOf, processLooks, processRecord, recordLine } from '../../../src/collectors/process-record.js'
+import type { ProcessStat } from '../../../../src/collectors/proc/proc.js'
+import { type Parts, partsOf, processLooks, processRecord, recordLine } from '../../../../src/collectors/proc/process-record.js'
 
 const clock = { ticks: 100, booted: 1000, stamp: (ticks: number) => new Date((1000 + ticks / 100) * 1000).toISOString() }
 const stat: ProcessStat = {

@@ -8,7 +8,7 @@ import {
   subtractRanges,
   totalBytes,
   wholePages,
-} from '../../../src/collectors/address-range.js'
+} from '../../../../src/collectors/memory/address-range.js'
 
 const BASE = 2n ** 62n
 

@@ -8,8 +8,8 @@
 import { isUtf8 } from 'node:buffer'
 import fs from 'node:fs'
 import os from 'node:os'
-import type { Host } from '../host.js'
-import { iso } from '../time.js'
+import type { Host } from '../../host.js'
+import { iso } from '../../time.js'
 
 /** PF_KTHREAD of include/linux/sched.h in field 9 of /proc/PID/stat: a thread of the kernel itself, whatever its name. */
 export const KERNEL_THREAD = 0x0020_0000

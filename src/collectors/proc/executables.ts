@@ -4,13 +4,13 @@
  */
 import { isUtf8 } from 'node:buffer'
 import { z } from 'zod'
-import type { Case } from '../evidence/case.js'
-import type { Host } from '../host.js'
-import { type Mount, mountOf, readMounts } from '../mounts.js'
-import type { JsonObject } from '../step.js'
-import { formatBytes, iso } from '../time.js'
+import type { Case } from '../../evidence/case.js'
+import type { Host } from '../../host.js'
+import { type Mount, mountOf, readMounts } from '../../mounts.js'
+import type { JsonObject } from '../../step.js'
+import { formatBytes, iso } from '../../time.js'
+import { type ExactStatus, HungError, type Look, type Reader, type Seen } from '../reader.js'
 import { textField } from './proc.js'
-import { type ExactStatus, HungError, type Look, type Reader, type Seen } from './reader.js'
 
 /** The executable of a process. Text that is not UTF-8: see proc.ts. */
 export interface ExecutableRecord {

@@ -1,5 +1,5 @@
 /** Ranges of addresses, of physical memory or of a process. Beyond 2^53 on real machines, hence bigint throughout. */
-import type { JsonObject } from '../step.js'
+import type { JsonObject } from '../../step.js'
 
 /** Half open: `end` is the first address behind it. */
 export interface AddressRange {

@@ -15,8 +15,8 @@ import {
   parseStatus,
   processIds,
   textField,
-} from '../../../src/collectors/proc.js'
-import { openHost } from '../../../src/host.js'
+} from '../../../../src/collectors/proc/proc.js'
+import { openHost } from '../../../../src/host.js'
 
 const host = openHost()
 const bytes = fc.uint8Array({ maxLength: 400 }).map(array => Buffer.from(array))

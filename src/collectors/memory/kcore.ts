@@ -2,7 +2,7 @@
  * /proc/kcore: the kernel's memory as an ELF core file, elf(5), fs/proc/kcore.c. Its file offsets exceed 2^53 with 5-level paging,
  * so every position is a bigint.
  */
-import { errnoOf } from '../host.js'
+import { errnoOf } from '../../host.js'
 import { type AddressRange, hex, intersectRanges, lower, mergeRanges, subtractRanges, wholePages } from './address-range.js'
 
 /** Fills the buffer from a position of the file; gives the bytes it got, 0 at the end. Throws an errno error where the kernel refuses. */

@@ -1,6 +1,13 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { LONGEST_PACKET, linkTypeName, PcapError, type PcapRecord, PcapSplitter, parsePcapHeader } from '../../../src/collectors/pcap.js'
+import {
+  LONGEST_PACKET,
+  linkTypeName,
+  PcapError,
+  type PcapRecord,
+  PcapSplitter,
+  parsePcapHeader,
+} from '../../../../src/collectors/packets/pcap.js'
 
 interface Shape {
   readonly littleEndian: boolean

@@ -5,16 +5,16 @@
 import fs from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { z } from 'zod'
-import { errnoOf } from '../host.js'
-import type { JsonObject, Outcome } from '../step.js'
-import { formatBytes } from '../time.js'
+import { errnoOf } from '../../host.js'
+import type { JsonObject, Outcome } from '../../step.js'
+import { formatBytes } from '../../time.js'
+import type { Collector, CollectorContext } from '../collector.js'
+import { type Mapping, parseMaps, parseStat } from '../proc/proc.js'
+import { HungError, openReader, type Reader } from '../reader.js'
 import { hex, rangeFacts } from './address-range.js'
-import type { Collector, CollectorContext } from './collector.js'
 import { diskRoom, TargetError, targetOf, writeFailure } from './disk-room.js'
 import { type CoreSegment, coreHeaders, MAX_SEGMENTS } from './elf-core.js'
 import { copyPiece, interruptible, PAGE, pageAligned, type Run, type Stop, UnreadablePages } from './page-copy.js'
-import { type Mapping, parseMaps, parseStat } from './proc.js'
-import { HungError, openReader, type Reader } from './reader.js'
 
 const Options = z.strictObject({
   pids: z.array(z.int().positive()).min(1).max(10_000),

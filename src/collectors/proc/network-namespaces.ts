@@ -1,7 +1,7 @@
 /** The network namespaces of a host, and where each can be looked into: namespaces(7), network_namespaces(7). */
 import fs from 'node:fs'
-import { errnoOf, type Host } from '../host.js'
-import { pacer } from './pace.js'
+import { errnoOf, type Host } from '../../host.js'
+import { pacer } from '../pace.js'
 import { linkedInode } from './proc.js'
 
 export interface NetworkNamespace {

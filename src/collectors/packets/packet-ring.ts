@@ -6,12 +6,12 @@
  * enters only those that stay. The files that span the cut are never given up.
  */
 import { z } from 'zod'
-import { EvidenceError } from '../errors.js'
-import type { EvidenceFile } from '../evidence/case.js'
-import { complaint, type Exit, startProgram } from '../programs.js'
-import type { JsonObject, Running } from '../step.js'
-import { formatBytes, formatDuration, iso } from '../time.js'
-import type { Collector, CollectorContext, CollectorResult } from './collector.js'
+import { EvidenceError } from '../../errors.js'
+import type { EvidenceFile } from '../../evidence/case.js'
+import { complaint, type Exit, startProgram } from '../../programs.js'
+import type { JsonObject, Running } from '../../step.js'
+import { formatBytes, formatDuration, iso } from '../../time.js'
+import type { Collector, CollectorContext, CollectorResult } from '../collector.js'
 import { linkTypeName, type PcapRecord, PcapSplitter } from './pcap.js'
 
 const Options = z.object({

@@ -1,8 +1,8 @@
 /** Stops an image before it fills the disk of the case: the custody log and the seal must still be written. */
 import fs from 'node:fs'
-import type { EvidenceFile } from '../evidence/case.js'
-import { errnoOf } from '../host.js'
-import { formatBytes } from '../time.js'
+import type { EvidenceFile } from '../../evidence/case.js'
+import { errnoOf } from '../../host.js'
+import { formatBytes } from '../../time.js'
 import type { Stop } from './page-copy.js'
 
 /** Asks the disk under `directory` whether `bytes` more leave `reserve` bytes free. */

@@ -5,11 +5,11 @@ import net from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { type SocketRecord, sockets } from '../../../src/collectors/sockets.js'
-import { openHost } from '../../../src/host.js'
-import { collecting } from '../../helpers/collecting.js'
-import { openNamespace } from '../../helpers/namespace.js'
-import { planted, plantPython, pythonArgv } from '../../helpers/planted.js'
+import { type SocketRecord, sockets } from '../../../../src/collectors/proc/sockets.js'
+import { openHost } from '../../../../src/host.js'
+import { collecting } from '../../../helpers/collecting.js'
+import { openNamespace } from '../../../helpers/namespace.js'
+import { planted, plantPython, pythonArgv } from '../../../helpers/planted.js'
 
 const OPTIONS = { tableBytes: 64 * 1024 ** 2, descriptors: 65_536, ownerSeconds: 30 }
 const own = Number(/\d+/.exec(fs.readlinkSync('/proc/self/ns/net'))?.[0])
@@ -242,8 +242,8 @@ describe('a recorded tree', () => {
 
 it('without the right to look, counts what was denied', async () => {
   // Root without capabilities may not look into a process that has some.
-  const module = JSON.stringify(path.resolve(import.meta.dirname, '../../helpers/collecting.ts'))
-  const collector = JSON.stringify(path.resolve(import.meta.dirname, '../../../src/collectors/sockets.ts'))
+  const module = JSON.stringify(path.resolve(import.meta.dirname, '../../../helpers/collecting.ts'))
+  const collector = JSON.stringify(path.resolve(import.meta.dirname, '../../../../src/collectors/proc/sockets.ts'))
   const script = `
 const { collecting } = await import(${module})
 const { sockets } = await import(${collector})
@@ -251,7 +251,7 @@ const ended = await collecting(sockets, ${JSON.stringify(OPTIONS)})
 console.log(JSON.stringify(ended.facts.denied))
 ended[Symbol.dispose]()
 `
-  const sources = path.resolve(import.meta.dirname, '../../helpers/sources.mjs')
+  const sources = path.resolve(import.meta.dirname, '../../../helpers/sources.mjs')
   const less = ['--bounding-set=-sys_ptrace', '--inh-caps=-sys_ptrace', '--']
   await using weak = await planted(
     spawn('setpriv', [...less, process.execPath, '--import', sources, '--input-type=module', '-e', script], {
