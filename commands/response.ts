@@ -65,7 +65,8 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   // Node ends with 0 when nothing is left to wait for: a response that was not done by then must not look complete.
   process.exitCode = 1
   const stop = call.stop(stderr)
-  const view = !json && isDrawable(process.stderr) ? terminalProgress(plan, process.stderr) : plainProgress(plan, stderr)
+  const drawn = !json && isDrawable(process.stderr)
+  const view = drawn ? terminalProgress(plan, process.stderr) : plainProgress(plan, stderr)
   let result: ResponseResult
   try {
     result = await respond({
@@ -83,7 +84,7 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   } finally {
     await view.close()
   }
-  for (const line of summaryLines(result, call.guard !== undefined)) (json ? stderr : stdout)(line)
+  for (const line of summaryLines(result, { steps: !drawn, confined: call.guard !== undefined })) (json ? stderr : stdout)(line)
   return { document: documentOf(result), exitCode: result.exitCode, archive: result.sealed.archive }
 }
 

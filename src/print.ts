@@ -121,6 +121,13 @@ function undoLines(change: Change): string[] {
   return change.undo.flatMap(running => `undo: ${typed(running)}`.split('\n').map(visible))
 }
 
+/** The beginning and the end of a long text: of a command line both tell something. */
+export function clipped(text: string, most: number): string {
+  if (text.length <= most) return text
+  const kept = most - 5
+  return `${text.slice(0, Math.floor(kept / 3))} ... ${text.slice(-Math.ceil((2 * kept) / 3))}`
+}
+
 /** A reason at a glance; the whole of it stands in the custody log. */
 function shortened(text: string): string {
   return text.length <= REASON_MOST ? text : `${text.slice(0, REASON_MOST).replace(/\s+\S*$/, '')} ...`
@@ -155,12 +162,13 @@ function verdictLines(verdicts: readonly Verdict[]): string[] {
 /** Findings shown at the end; the rest stands in findings.json. */
 const SHOWN = 12
 
-/** The end of a response, for the engineer's notes. `confined`: what stands ends with the namespace of the drill. */
-export function summaryLines(result: ResponseResult, confined = false): string[] {
-  const lines = [
-    '',
-    ...result.steps.map(step => `  ${step.outcome === 'collected' ? chalk.green('\u2713') : chalk.yellow('\u2022')} ${stepLine(step)}`),
-  ]
+/**
+ * The end of a response, for the engineer's notes. `steps`: with a line for each, where the progress view has not shown them.
+ * `confined`: what stands ends with the namespace of the drill.
+ */
+export function summaryLines(result: ResponseResult, { steps, confined }: { steps: boolean; confined: boolean }): string[] {
+  const mark = (outcome: Outcome): string => (outcome === 'collected' ? chalk.green('\u2713') : chalk.yellow('\u2022'))
+  const lines = steps ? ['', ...result.steps.map(step => `  ${mark(step.outcome)} ${stepLine(step)}`)] : []
   const verdicts = verdictLines(result.verdicts)
   if (verdicts.length > 0) lines.push('', ...verdicts.slice(0, SHOWN))
   if (verdicts.length > SHOWN) lines.push(chalk.dim(`  and ${verdicts.length - SHOWN} more in findings.json`))
@@ -182,7 +190,7 @@ export function sealedLines(sealed: Sealed, seconds?: Seconds): string[] {
   return [
     `${chalk.bold('sealed')}  ${visible(sealed.archive)}  (${formatBytes(sealed.bytes)}${took})`,
     `sha256  ${sealed.sha256}`,
-    `${chalk.bold('head')}    ${sealed.head}   ${chalk.dim('<- note this line: it ties the custody log to you')}`,
+    `${chalk.bold('head')}    ${sealed.head}   ${chalk.dim('<- note this line')}`,
     ...sealed.beside.map(file => `beside  ${visible(file)}`),
     ...sealed.damaged.map(file => chalk.red(`damaged ${visible(file)}`)),
     ...sealed.warnings.map(warning => chalk.yellow(`warning ${visible(warning)}`)),

@@ -5,7 +5,7 @@
 import { z } from 'zod'
 import { verify } from '../evidence/verify.js'
 import { type Archive, openArchive } from '../evidence/zip.js'
-import { headline, visible } from '../print.js'
+import { clipped, headline, visible } from '../print.js'
 import { formatBytes } from '../time.js'
 import { addTraffic, canonical, type Traffic } from './traffic.js'
 
@@ -192,17 +192,19 @@ export function debriefLines(found: Debrief): string[] {
     const how = flow.silenced
       ? `silent since the cut, ${flow.sentBefore} packets sent before`
       : `STILL SENDING: ${flow.sentAfter} packets since the cut`
-    out.push(`    ${flow.address} port ${flow.port}: ${how}; held by ${flow.owners.map(visible).join(', ') || 'nobody that could be seen'}`)
+    out.push(
+      `    ${flow.address} port ${flow.port}: ${how}; held by ${flow.owners.map(owner => clipped(visible(owner), 48)).join(', ') || 'nobody that could be seen'}`,
+    )
   }
   if (found.cut.length === 0) out.push('    nothing')
-  if (found.dropped) out.push(`    dropped by the rules so far: ${counted(found.dropped)}`)
+  if (found.dropped) out.push(`    packets dropped until the sockets were listed: ${counted(found.dropped)}`)
   for (const flow of found.responder) {
     out.push(
       `    the responder ${flow.address}: ${flow.alive ? `alive, ${flow.sentAfter} packets answered since the cut` : 'NOT heard since the cut'}`,
     )
   }
   out.push('  seen')
-  for (const finding of found.seen.slice(0, 10)) out.push(`    ${finding.severity.padEnd(8)} ${visible(finding.what)}`)
+  for (const finding of found.seen.slice(0, 10)) out.push(`    ${finding.severity.padEnd(8)} ${clipped(visible(finding.what), 92)}`)
   if (found.seen.length > 10) out.push(`    and ${found.seen.length - 10} more`)
   if (found.seen.length === 0) out.push('    nothing')
   const { saved } = found
@@ -217,6 +219,6 @@ export function debriefLines(found: Debrief): string[] {
 
 function counted(dropped: Readonly<Record<string, number>>): string {
   return Object.entries(dropped)
-    .map(([chain, packets]) => `${packets} packets ${chain}`)
+    .map(([chain, packets]) => `${packets} ${chain === 'through' ? 'forwarded' : chain}`)
     .join(', ')
 }

@@ -140,11 +140,11 @@ export function terminalProgress(plan: ResponsePlan, stream: NodeJS.WriteStream)
       } else if (current?.step.id === step.id) current.figures = text
     },
     announce(step, change) {
-      for (const line of changeLines(change)) rows.get(step.id)?.note(line)
+      rows.get(step.id)?.note(changeLines(change).join('\n'))
     },
     stepEnded(step, result, head) {
       if (current?.step.id === step.id) current = undefined
-      endRow(rows.get(`${step.id} begins`), result, head)
+      rows.get(`${step.id} begins`)?.end()
       endRow(rows.get(step.id), result, head)
     },
     sealing: () => seal.say(`seal  ${plan.case}`),

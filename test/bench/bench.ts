@@ -11,14 +11,15 @@ import { response } from './response.js'
 import { sockets } from './sockets.js'
 import { startUp } from './start-up.js'
 
-const LIMIT = 230_000
+/** Nothing is started after LAST_START (measure.ts), and everything has its own limit; this is for what hangs all the same. */
+const LIMIT = 235_000
 
 // Not /tmp, which may lie in memory: what is said to be on disk shall be (file-hierarchy(7)).
 const directory = fs.mkdtempSync('/var/tmp/ir-bench-')
 const figures: Figure[] = []
 const failures: string[] = []
 
-process.once('exit', () => fs.rmSync(directory, { recursive: true, force: true }))
+process.once('exit', () => fs.rmSync(directory, { recursive: true, force: true, maxRetries: 5 }))
 setTimeout(() => {
   say(`not everything was measured: stopped after ${LIMIT / 1000} s`)
   // Whatever still runs in a namespace is ended by the first process of it.

@@ -3,6 +3,9 @@ import path from 'node:path'
 import { openHost } from '../../src/host.js'
 import type { Namespace } from '../helpers/namespace.js'
 
+/** Milliseconds since the start of this process: nothing more is begun, so that a slow machine has an end as well. */
+const LAST_START = 150_000
+
 const MEASURE = path.join(import.meta.dirname, 'measure.py')
 
 /** What one run took; see measure.py. Seconds and bytes. */
@@ -26,13 +29,15 @@ export interface MeasureOptions {
   readonly tree?: boolean
   /** Exit codes that count as done, [0] when absent. */
   readonly accept?: readonly number[]
-  /** Seconds until it is killed, 60 when absent. */
+  /** Seconds until it is killed, 30 when absent. */
   readonly limit?: number
 }
 
 /** Runs a program, by absolute path, in a namespace. @throws when it did not do its work: then there is nothing to measure. */
 export async function measure(namespace: Namespace, argv: readonly string[], options: MeasureOptions = {}): Promise<Taken> {
-  const { accept = [0], limit = 60, ...rest } = options
+  const { accept = [0], limit = 30, ...rest } = options
+  if (performance.now() > LAST_START)
+    throw new Error(`this machine is too slow: not begun within ${LAST_START / 1000} s: ${argv.join(' ')}`)
   const request = JSON.stringify({ argv, limit, ...rest })
   const taken: Taken = JSON.parse(await namespace.must([program('python3'), MEASURE, request], { timeout: (limit + 10) * 1000 }))
   if (!accept.includes(taken.code)) throw new Error(`${argv.join(' ')} ended with ${taken.code}: ${taken.stderr.trim()}`)

@@ -15,7 +15,7 @@ const RUNS = 3
 /** The audit of attributes walks what this machine has; for so long. */
 const AUDIT = '25s'
 /** A second or two for the last lsattr and the seal, on a slow machine more. */
-const LIMIT = 90
+const LIMIT = 60
 
 interface Run {
   /** Seconds from the start of the program. */
