@@ -4,7 +4,6 @@
  */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
-import os from 'node:os'
 import path from 'node:path'
 import { openHost } from '../../src/host.js'
 import { Screen } from './screen.js'
@@ -16,6 +15,8 @@ const PROMPT = 'root@web1:~# '
 const COMMAND = 'ir drill --output /var/tmp'
 const SECONDS = 120
 
+/** Where the checkout is seen on the stage. */
+const STAGED = '/opt/ir'
 const checkout = path.resolve(import.meta.dirname, '../..')
 
 /** All that the terminal got. @throws when the drill was not complete. */
@@ -26,7 +27,7 @@ function takeDown(): string {
     if (found === undefined) throw new Error(`${name} is not installed: run bin/setup --dev`)
     return found
   }) as [string, string]
-  const terminal = [python, '/opt/ir/docs/picture/terminal.py', `${COLUMNS}`, `${ROWS}`, PROMPT, `${SECONDS}`, COMMAND]
+  const terminal = [python, `${STAGED}/docs/picture/terminal.py`, `${COLUMNS}`, `${ROWS}`, PROMPT, `${SECONDS}`, COMMAND]
   const stage = [
     '--mount',
     '--uts',
@@ -48,13 +49,14 @@ function takeDown(): string {
 const screen = new Screen(ROWS)
 screen.write(takeDown())
 const text = screen.lines.map(line => line.map(cell => cell.character).join('')).join('\n')
-if (!text.includes('the archive verifies')) throw new Error(`this drill was not one to show:\n${text}`)
-for (const private_ of [checkout, os.hostname()]) if (text.includes(private_)) throw new Error(`the picture would show ${private_}`)
+if (!text.includes('the archive verifies') || !text.includes('ir-web1-')) throw new Error(`this drill was not one to show:\n${text}`)
+if (checkout !== STAGED && text.includes(checkout)) throw new Error(`the picture would show ${checkout}`)
 const picture = svg({
   lines: screen.lines,
   columns: COLUMNS,
   title: 'root@web1: ir drill',
-  description: text,
+  description:
+    'A terminal in which ir drill has been run: what was planted, the steps with their times, what was found, and what the sealed archive shows.',
   cursor: { row: screen.row, column: screen.column },
 })
 fs.writeFileSync(path.join(checkout, 'docs/picture.svg'), picture)

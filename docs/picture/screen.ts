@@ -50,7 +50,7 @@ export class Screen {
 
   write(text: string): void {
     // Control sequences, ECMA-48, 5.4; all else one character at a time.
-    for (const [all, parameters, final] of text.matchAll(/\u001b\[([0-?]*)[ -/]*([@-~])|[^]/gu)) {
+    for (const [all, parameters, final] of text.matchAll(/\u001b\[([0-?]*)[ -/]*([@-~])|[\s\S]/gu)) {
       if (final !== undefined) this.#control(parameters ?? '', final)
       else this.#put(all)
     }

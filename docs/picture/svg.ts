@@ -52,15 +52,17 @@ export function svg({ lines, title, description, columns, cursor }: Picture): st
     (fill, index) => `  <circle cx="${MARGIN + 4 + index * 20}" cy="${BAR / 2}" r="6" fill="${fill}"/>`,
   )
   return `${[
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" role="img" aria-labelledby="title description">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" xml:space="preserve" role="img" aria-labelledby="title description">`,
     `  <title id="title">${xml(title)}</title>`,
     `  <desc id="description">${xml(description)}</desc>`,
+    // Blanks count: for browsers, and for others that know only xml:space.
+    '  <style>text { white-space: pre }</style>',
     `  <rect x="0.5" y="0.5" width="${width - 1}" height="${height - 1}" rx="10" fill="#0d1117" stroke="#30363d"/>`,
     `  <path d="M1 ${BAR}V10.5a9.5 9.5 0 0 1 9.5-9.5H${width - 10.5}a9.5 9.5 0 0 1 9.5 9.5V${BAR}z" fill="#161b22"/>`,
     ...lights,
     `  <text x="${width / 2}" y="${BAR / 2 + 4}" text-anchor="middle" font-family="${FONT}" font-size="12" fill="${COLOURS.dim}">${xml(title)}</text>`,
     ...block,
-    `  <g font-family="${FONT}" font-size="${SIZE}" fill="${COLOURS.text}" xml:space="preserve">`,
+    `  <g font-family="${FONT}" font-size="${SIZE}" fill="${COLOURS.text}">`,
     ...text,
     '  </g>',
     '</svg>',
