@@ -24,14 +24,14 @@ export abstract class IrCommand extends Command {
 }
 
 /** Aborts at the first Ctrl-C or SIGTERM; the second one ends the process and every program it started. A dead terminal (SIGHUP) ends nothing. */
-export function stopSignal(say: (text: string) => void): AbortSignal {
+export function stopSignal(stopping: () => void): AbortSignal {
   const stop = new AbortController()
   const interrupt = (): void => {
     if (stop.signal.aborted) {
       killAllPrograms()
       process.exit(130)
     }
-    say('stopping: what is collected will be sealed (once more to abort)')
+    stopping()
     stop.abort()
   }
   process.on('SIGINT', interrupt)

@@ -87,7 +87,7 @@ export default class Drill extends IrCommand {
     allow: readonly string[],
     inside: { pid: number; outside: string } | undefined,
   ): Promise<ResponseDocument> {
-    const memory = flags['full-memory'] ? {} : { source: 'process', ...(inside === undefined ? {} : { pid: [String(inside.pid)] }) }
+    const memory = flags['full-memory'] ? {} : { source: 'process', pid: [String(inside?.pid ?? process.pid)] }
     const { document, exitCode, archive } = await runResponse({
       playbook: golden30,
       budget: parseDuration(flags.budget),

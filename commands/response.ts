@@ -64,9 +64,9 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   const consent = await agree(plan, checks, flags.yes, stderr)
   // Node ends with 0 when nothing is left to wait for: a response that was not done by then must not look complete.
   process.exitCode = 1
-  const stop = call.stop(stderr)
   const drawn = !json && isDrawable(process.stderr)
   const view = drawn ? terminalProgress(plan, process.stderr) : plainProgress(plan, stderr)
+  const stop = call.stop(() => view.stopping())
   let result: ResponseResult
   try {
     result = await respond({

@@ -153,9 +153,15 @@ function verdictLines(verdicts: readonly Verdict[]): string[] {
   const lines = findings
     .toSorted((left, right) => order.indexOf(left.severity) - order.indexOf(right.severity))
     .map(finding => `  ${severe(finding.severity)} ${shortened(visible(headline(finding)))}`)
-  for (const verdict of verdicts)
-    if ('notAssessed' in verdict) lines.push(chalk.yellow(`  not assessed: ${verdict.rule}: ${visible(verdict.notAssessed)}`))
-  for (const verdict of verdicts) if ('clear' in verdict) lines.push(chalk.dim(`  ${verdict.rule}: ${visible(verdict.clear)}`))
+  const unassessed = Map.groupBy(
+    verdicts.filter(verdict => 'notAssessed' in verdict),
+    verdict => verdict.rule,
+  )
+  for (const [rule, [first, ...more]] of unassessed) {
+    const others = more.length === 0 ? '' : ` (and ${more.length} more reasons)`
+    lines.push(chalk.yellow(`  not assessed: ${rule}: ${shortened(visible(first?.notAssessed ?? ''))}${others}`))
+  }
+  for (const verdict of verdicts) if ('clear' in verdict) lines.push(chalk.dim(`  ${verdict.rule}: ${shortened(visible(verdict.clear))}`))
   return lines
 }
 

@@ -70,7 +70,7 @@ its lease ends.`,
             { ...load, title: 'Cut the host off, with an nft that knows no comments on tables', stdin: isolationRules(isolation, 'plain') },
           ],
           verify: [{ title: 'See that the rules are loaded', argv: [nft, 'list', 'table', ...table], limit: LOAD_LIMIT }],
-          undo: [{ title: 'Take the rules away', argv: [nft, '-f', '-'], stdin: RELEASE, limit: LOAD_LIMIT }],
+          undo: [{ title: 'Take the rules away', argv: [nft, RELEASE], limit: LOAD_LIMIT }],
           lasts: 'case',
         },
         {

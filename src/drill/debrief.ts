@@ -210,7 +210,7 @@ export function debriefLines(found: Debrief): string[] {
   const { saved } = found
   out.push(
     '  saved',
-    `    ${saved.artifacts} artifacts, ${formatBytes(saved.bytes)}: ${saved.packets} packets, ${formatBytes(saved.memoryBytes)} of memory, ${saved.executables} executables that were only in memory`,
+    `    ${saved.artifacts} artifacts, ${formatBytes(saved.bytes)}: ${saved.packets} packets, ${formatBytes(saved.memoryBytes)} of memory, ${saved.executables} executable${saved.executables === 1 ? '' : 's'} that existed only in memory`,
     `    the archive ${found.intact ? 'verifies' : 'DOES NOT VERIFY'}`,
   )
   if (found.lacking.length > 0) out.push('  missing', ...found.lacking.map(line => `    ${visible(line)}`))

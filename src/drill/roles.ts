@@ -11,6 +11,8 @@ const BEAT = 300
 
 /** Plays a role until it is ended. Every role first proves that it is in a namespace other than `outside`. */
 export async function play(role: Role, outside: string): Promise<never> {
+  // What the snapshots show as its command.
+  process.title = `drill-${role}`
   if (role === 'peer') await peer(outside)
   if (role === 'beacon') await beacon()
   if (role === 'service') service()

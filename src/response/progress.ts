@@ -7,9 +7,13 @@ import type { ResponseEvents, StepResult } from './execute.js'
 import type { PlannedStep, ResponsePlan } from './plan.js'
 
 export interface ProgressView extends ResponseEvents {
+  /** The engineer pressed Ctrl-C: seen at once, or it is pressed again, which aborts. */
+  stopping(): void
   /** Ends the view, whatever state it is in; resolves when nothing is drawn any more. */
   close(): Promise<void>
 }
+
+const STOPPING = 'stopping: what is collected will be sealed (Ctrl-C again aborts)'
 
 /** Plain lines to `write`: for logs, pipes and `--json`. */
 export function plainProgress(plan: ResponsePlan, write: (line: string) => void): ProgressView {
@@ -32,6 +36,7 @@ export function plainProgress(plan: ResponsePlan, write: (line: string) => void)
     stepEnded(_step, result, head) {
       write(`${at()} ${stepLine(result)}   head ${head.slice(0, 16)}`)
     },
+    stopping: () => write(`${at()} ${STOPPING}`),
     sealing: () => write(`${at()} sealing ${plan.case}`),
     close: async () => {},
   }
@@ -92,9 +97,10 @@ export function terminalProgress(plan: ResponsePlan, stream: NodeJS.WriteStream)
   const besideFigures = new Map<string, string>()
   const rates = new Map<string, Rate>()
   let current: { step: PlannedStep; since: number; figures: string } | undefined
+  let stopped = false
 
   const tick = setInterval(() => {
-    if (current) rows.get(current.step.id)?.say(runningTitle(current, plan, started, besideFigures))
+    if (current && !stopped) rows.get(current.step.id)?.say(runningTitle(current, plan, started, besideFigures, stream.columns))
   }, 500)
   tick.unref()
 
@@ -112,8 +118,7 @@ export function terminalProgress(plan: ResponsePlan, stream: NodeJS.WriteStream)
       renderer: 'default',
       rendererOptions: {
         logger: new ListrLogger({ processOutput: new ProcessOutput(stream, stream) }),
-        collapseErrors: false,
-        showErrorMessage: true,
+        showErrorMessage: false,
       },
     },
   )
@@ -126,7 +131,7 @@ export function terminalProgress(plan: ResponsePlan, stream: NodeJS.WriteStream)
       if (step.throughout) return
       for (const other of beside) rows.get(`${other.id} begins`)?.end()
       current = { step, since: performance.now(), figures: '' }
-      rows.get(step.id)?.say(runningTitle(current, plan, started, besideFigures))
+      rows.get(step.id)?.say(runningTitle(current, plan, started, besideFigures, stream.columns))
     },
     progress(step, figures) {
       const rate = rates.get(step.id) ?? new Rate()
@@ -146,6 +151,10 @@ export function terminalProgress(plan: ResponsePlan, stream: NodeJS.WriteStream)
       if (current?.step.id === step.id) current = undefined
       rows.get(`${step.id} begins`)?.end()
       endRow(rows.get(step.id), result, head)
+    },
+    stopping() {
+      stopped = true
+      if (current) rows.get(current.step.id)?.say(`${current.step.id}  ${STOPPING}`)
     },
     sealing: () => seal.say(`seal  ${plan.case}`),
     async close() {
@@ -167,13 +176,16 @@ function runningTitle(
   plan: ResponsePlan,
   started: number,
   beside: ReadonlyMap<string, string>,
+  columns: number,
 ): string {
   const left = plan.budget - (performance.now() - started) / 1000
-  const parts = [formatDuration((performance.now() - current.since) / 1000)]
-  if (current.figures !== '') parts.push(current.figures)
-  for (const [id, figures] of beside) parts.push(`${id} ${figures}`)
-  parts.push(left >= 0 ? `${clock(left)} left of ${clock(plan.budget)}` : `${clock(-left)} over the budget`)
-  return `${current.step.id}  ${parts.join(' \u00b7 ')}`
+  const own = [formatDuration((performance.now() - current.since) / 1000), ...(current.figures === '' ? [] : [current.figures])]
+  const others = [...beside].map(([id, figures]) => `${id} ${figures}`)
+  const end = left >= 0 ? `${clock(left)} left of ${clock(plan.budget)}` : `${clock(-left)} over the budget`
+  const title = (parts: readonly string[]): string => `${current.step.id}  ${parts.join(' \u00b7 ')}`
+  const whole = title([...own, ...others, end])
+  // A line that wraps makes the list jump; two columns are listr2's own.
+  return whole.length + 2 <= columns ? whole : title([...own, end])
 }
 
 function clock(seconds: number): string {
@@ -198,7 +210,7 @@ class Rate {
 function figuresText(figures: Progress, rate?: number): string {
   const parts: string[] = []
   const { bytes, totalBytes, packets, items, totalItems } = figures
-  if (items !== undefined) parts.push(totalItems === undefined ? `${items}` : `${items} of ${totalItems}`)
+  if (items !== undefined) parts.push(totalItems === undefined ? `${items} entries` : `${items} of ${totalItems}`)
   if (packets !== undefined) parts.push(`${packets} packets`)
   if (bytes !== undefined) parts.push(totalBytes === undefined ? formatBytes(bytes) : `${formatBytes(bytes)} of ${formatBytes(totalBytes)}`)
   if (bytes !== undefined && totalBytes !== undefined && rate !== undefined && rate > 0) {

@@ -75,7 +75,7 @@ it('shows reads, copies and changes with their undo, what is missing, bytes and 
   expect(stdout).toMatch(/^ {2}\$ .*\/ss -/m)
   expect(stdout).toMatch(/^ {2}= \/proc\/net\/tcp$/m)
   expect(stdout).toMatch(/^ {2}! .*\/nft -f -$/m)
-  expect(stdout).toMatch(/undo: .*\/nft -f -/)
+  expect(stdout).toMatch(/undo: .*\/nft 'add table inet ir_isolate; delete table inet ir_isolate'/)
   expect(stdout).toMatch(/capture-mem/)
   expect(stdout).toMatch(/Expected: up to .* of a budget of 30m/)
 })

@@ -268,8 +268,9 @@ describe('the plan of isolate', () => {
       "Drops all packets in, out and forwarded, IPv4 and IPv6, open connections included; open for loopback and 192.0.2.7 (to TCP port 22, 2022). Stays until 'ir release'.",
     )
     expect(argv).toEqual(['/usr/sbin/nft', '-f', '-'])
+    // One line, so that it can be typed as it is shown.
     expect(undo.map(run => [run.argv, run.stdin])).toEqual([
-      [['/usr/sbin/nft', '-f', '-'], 'add table inet ir_isolate\ndelete table inet ir_isolate\n'],
+      [['/usr/sbin/nft', 'add table inet ir_isolate; delete table inet ir_isolate'], undefined],
     ])
     expect(lasts).toBe('case')
   })
