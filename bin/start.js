@@ -25,7 +25,7 @@ export function load(name) {
 function evaluate(name) {
   const filename = path.join(dist, `${name}.cjs`)
   const cache = path.join(dist, `${name}.cache`)
-  const script = new vm.Script(`(function (exports, require, module, __filename, __dirname) {${fs.readFileSync(filename, 'utf8')}\n})`, {
+  const script = new vm.Script(`(function (exports, require, module, __filename, __dirname) {${fs.readFileSync(filename, 'latin1')}\n})`, {
     filename,
     // V8 looks at version and flags and leaves alone what is not its own: then this start is slower, and that is all.
     ...(fs.existsSync(cache) ? { cachedData: fs.readFileSync(cache) } : {}),

@@ -17,6 +17,9 @@ import { closeQuietly, createFile, diskRefused, hashNow, openRegular, type Pinne
 import { LARGE } from './evidence-file.js'
 import { difference, takeStock } from './stock.js'
 
+/** Pieces in which a large artifact is packed: what zlib holds of them adds up. */
+const PIECE = 128 * 1024
+
 /** Above this an artifact stays beside the archive. */
 const INLINE_LIMIT = 1 << 30
 
@@ -302,7 +305,7 @@ function sizeOf(root: Pinned, relative: string): number | undefined {
 function openMember(root: Pinned, relative: string, hashed: number | undefined): Buffer | Readable {
   const fd = openRegular(root.at(relative))
   const bytes = Math.min(fs.fstatSync(fd).size, hashed ?? Number.POSITIVE_INFINITY)
-  if (bytes > LARGE) return fs.createReadStream('', { fd, start: 0, end: bytes - 1, highWaterMark: LARGE })
+  if (bytes > LARGE) return fs.createReadStream('', { fd, start: 0, end: bytes - 1, highWaterMark: PIECE })
   try {
     // A stream for each of thousands of small files takes half as long again.
     const buffer = Buffer.allocUnsafe(bytes)

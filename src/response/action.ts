@@ -41,7 +41,7 @@ type Ended = Omit<PerformedAction, 'id' | 'seconds'>
 /** A program's output above this ends the program: a replaced tool must not fill the disk. */
 const OUTPUT_LIMIT = 512 * 1024 ** 2
 const COPY_LIMIT = 64 * 1024 ** 2
-const COPY_CHUNK = 1 << 20
+const COPY_CHUNK = 65_536
 
 /** How long a collector may take to close its files after it was told to stop. */
 const STOP_GRACE: Seconds = 10
