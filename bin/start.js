@@ -6,6 +6,7 @@
 import fs from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
+import v8 from 'node:v8'
 import vm from 'node:vm'
 
 const root = path.join(import.meta.dirname, '..')
@@ -78,6 +79,9 @@ export async function start(args, manifest = readJson(path.join(dist, 'manifest.
 
     async findCommand(id) {
       const command = load('commands').COMMANDS[id]
+      // A host that was taken has little memory to spare, and live data is small: V8 collects garbage early instead of letting it
+      // grow. Only now: under other flags than those of the build the code caches would be refused.
+      v8.setFlagsFromString('--optimize-for-size')
       command.id = id
       command.plugin = this
       return command
