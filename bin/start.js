@@ -90,6 +90,7 @@ export async function start(args, manifest = readJson(path.join(dist, 'manifest.
 
   // oclif would only say that it was not found.
   const [typed = '-'] = args
+  if (typed === '-h') return start(['--help'], manifest)
   if (typed === 'help') return start([...args.slice(1), '--help'], manifest)
   if (!typed.startsWith('-') && !(typed in manifest.commands)) {
     load('commands').unknownCommand(args, Object.keys(manifest.commands))

@@ -1,7 +1,7 @@
 /** What every command shares: flags, the way from an error to an exit code, Ctrl-C, consent. */
 import { createInterface } from 'node:readline/promises'
 import { Command, Flags, type Interfaces } from '@oclif/core'
-import { EvidenceError, RefusedError, UsageError } from '../src/errors.js'
+import { EvidenceError, HostLeftChangedError, RefusedError, UsageError } from '../src/errors.js'
 import { visible } from '../src/print.js'
 import { killAllPrograms } from '../src/programs.js'
 
@@ -10,33 +10,36 @@ export abstract class IrCommand extends Command {
 
   /** Known errors are one line and a documented exit code; anything else is a bug of ours, with its stack. */
   protected override async catch(error: Interfaces.CommandError): Promise<unknown> {
-    if (error instanceof UsageError || error instanceof RefusedError || error instanceof EvidenceError) {
-      const message = visible(error.message)
-      if (this.jsonEnabled()) {
-        process.stdout.write(`${JSON.stringify({ error: message, exit: error.exitCode }, null, 2)}\n`)
-        this.exit(error.exitCode)
-      }
-      process.stderr.write(`ir: ${message}\n`)
-      this.exit(error.exitCode)
+    const known = KNOWN.some(kind => error instanceof kind) ? (error as Error & { exitCode: number }) : undefined
+    if (this.jsonEnabled()) {
+      const exit = known?.exitCode ?? error.oclif?.exit ?? error.exitCode ?? 1
+      // A bug of ours is one document too, its stack on stderr.
+      if (known === undefined && error.oclif === undefined) process.stderr.write(`${error.stack}\n`)
+      process.stdout.write(`${JSON.stringify({ error: visible(error.message), exit }, null, 2)}\n`)
+      this.exit(exit)
     }
-    return super.catch(error)
+    if (known === undefined) return super.catch(error)
+    process.stderr.write(`ir: ${visible(known.message)}\n`)
+    this.exit(known.exitCode)
   }
 }
 
-/** Aborts at the first Ctrl-C or SIGTERM; the second one ends the process and every program it started. A dead terminal (SIGHUP) ends nothing. */
-export function stopSignal(stopping: () => void): AbortSignal {
+const KNOWN = [UsageError, RefusedError, EvidenceError, HostLeftChangedError]
+
+/** Aborts at the first Ctrl-C, SIGTERM or SIGQUIT; the second one ends the process and every program it started. A dead terminal (SIGHUP) ends nothing. */
+export function stopSignal({ stopping, aborting }: { stopping: () => void; aborting: () => void }): AbortSignal {
   const stop = new AbortController()
   const interrupt = (): void => {
     if (stop.signal.aborted) {
       killAllPrograms()
+      aborting()
       process.exit(130)
     }
     stopping()
     stop.abort()
   }
-  process.on('SIGINT', interrupt)
-  process.on('SIGTERM', interrupt)
-  process.on('SIGHUP', () => {})
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGQUIT'] as const) process.on(signal, interrupt)
+  for (const signal of ['SIGHUP', 'SIGUSR2'] as const) process.on(signal, () => {})
   // Writing to a terminal that is gone (EIO) or a closed pipe (EPIPE) must not end a response; oclif's own listener throws at EIO.
   for (const stream of [process.stdout, process.stderr]) stream.removeAllListeners('error').on('error', () => {})
   return stop.signal

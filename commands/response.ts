@@ -1,5 +1,7 @@
 /** From parsed flags to a finished response: what `respond`, every step command and `release` share. */
+import fs from 'node:fs'
 import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { RefusedError, UsageError } from '../src/errors.js'
 import { type Host, openHost } from '../src/host.js'
 import { changeLines, planLines, summaryLines } from '../src/print.js'
@@ -45,6 +47,11 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   const steps = [...call.playbook.throughout, ...call.playbook.steps]
   const options = new Map(steps.map(step => [step.id, optionValues(step, flags)]))
   let plan = await makePlan(call, host, options)
+  for (let tries = 0; tries < 5 && !flags['dry-run'] && isTaken(plan); tries++) {
+    // The name of a case has seconds: the next one is ours.
+    await sleep(1000)
+    plan = await makePlan(call, host, options)
+  }
   let checks = precheck(plan, host, { force: flags.force, root: true })
   const stdout = (line: string): void => void process.stdout.write(`${line}\n`)
   const stderr = (line: string): void => void process.stderr.write(`${line}\n`)
@@ -66,7 +73,15 @@ export async function runResponse(call: ResponseCall): Promise<{ document: Respo
   process.exitCode = 1
   const drawn = !json && isDrawable(process.stderr)
   const view = drawn ? terminalProgress(plan, process.stderr) : plainProgress(plan, stderr)
-  const stop = call.stop(() => view.stopping())
+  const stop = call.stop({
+    stopping: () => view.stopping(),
+    aborting() {
+      const left = path.join(plan.output, plan.case)
+      const error = `aborted, nothing is sealed: ir seal ${left}`
+      if (json) fs.writeSync(1, `${JSON.stringify({ error, exit: 130 }, null, 2)}\n`)
+      else stderr(`ir: ${error}`)
+    },
+  })
   let result: ResponseResult
   try {
     result = await respond({
@@ -104,6 +119,11 @@ function guarded(view: ProgressView, guard: (() => void) | undefined): ProgressV
       view.announce(step, change)
     },
   }
+}
+
+function isTaken(plan: ResponsePlan): boolean {
+  const directory = path.join(plan.output, plan.case)
+  return fs.existsSync(directory) || fs.existsSync(`${directory}.zip`)
 }
 
 function makePlan(call: ResponseCall, host: Host, options: ReadonlyMap<string, JsonObject>): Promise<ResponsePlan> {

@@ -5,7 +5,8 @@ import { Args } from '@oclif/core'
 import { isSealed, openCase } from '../src/evidence/case.js'
 import { bundleCase, type Sealed, sealCase } from '../src/evidence/seal.js'
 import { openHost } from '../src/host.js'
-import { sealedLines } from '../src/print.js'
+import { sealedLines, visible } from '../src/print.js'
+import { missingSteps } from '../src/response/missing.js'
 import { keptPlan } from '../src/response/plan.js'
 import { IrCommand } from './base.js'
 import { ownerBehindSudo } from './response.js'
@@ -20,12 +21,15 @@ export default class Seal extends IrCommand {
   ]
   static override args = { case: Args.directory({ description: 'the case directory', required: true }) }
 
-  async run(): Promise<Sealed> {
+  async run(): Promise<Sealed & { missing: readonly string[] }> {
     const { args } = await this.parse(Seal)
     const sealed = await this.bundle(path.resolve(args.case))
     for (const line of sealedLines(sealed)) this.log(line)
-    process.exitCode = sealed.damaged.length > 0 ? 5 : 0
-    return sealed
+    const directory = path.resolve(args.case)
+    const missing = missingSteps(fs.readFileSync(path.join(directory, 'custody.jsonl')), keptPlan(planIn(directory)))
+    for (const line of missing) this.log(`missing ${visible(line)}`)
+    process.exitCode = sealed.damaged.length > 0 ? 5 : missing.length > 0 ? 3 : 0
+    return { ...sealed, missing }
   }
 
   private bundle(directory: string): Promise<Sealed> {

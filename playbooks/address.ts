@@ -106,3 +106,9 @@ function formatV6(bytes: readonly number[]): string {
   if (best.length === 1) return text(groups)
   return `${text(groups.slice(0, best.start))}::${text(groups.slice(best.start + best.length))}`
 }
+
+/** RFC 5771 and RFC 4291, section 2.7: nobody connects from there. */
+export function isMulticast({ family, bytes }: Network): boolean {
+  const first = bytes[0] ?? 0
+  return family === 4 ? first >= 224 : first === 0xff
+}

@@ -79,6 +79,24 @@ export function isolationRules({ allow, ports, label }: Isolation, form: 'commen
   ].join('\n')}\n`
 }
 
+/**
+ * Source of a regular expression that `nft list table` must match when exactly these rules are in force: every chain at its hook,
+ * with as many rules as were loaded, each with its verdict, in order. How nft spells the rest of a rule differs between versions.
+ */
+export function isolationShape(rules: string): string {
+  const chains = [...rules.matchAll(/^ {2}chain (\w+) \{\n {4}type filter hook (\w+) .*\n((?: {4}.*\n)*) {2}\}$/gm)]
+  return chains
+    .map(([, name, hook, body = '']) => {
+      const verdicts = body
+        .trimEnd()
+        .split('\n')
+        .map(rule => (/ accept( |$)/.test(rule) ? 'accept' : 'drop'))
+      const lines = verdicts.map(verdict => `[^\\n]*\\b${verdict}( comment "[^"\\n]*")?\\s*\\n`)
+      return `(?=[\\s\\S]*chain ${name} \\{\\s*type filter hook ${hook} priority ${PRIORITY}; policy accept;\\s*\\n${lines.join('')}\\s*\\})`
+    })
+    .join('')
+}
+
 function chain(name: string, hook: string, rules: readonly string[]): string[] {
   return [
     `  chain ${name} {`,

@@ -253,3 +253,18 @@ function namesIn(host: HostView, path: string): readonly string[] {
     return []
   }
 }
+
+/** Addresses of this host: /proc/net/fib_trie names those of IPv4 'host LOCAL', /proc/net/if_inet6 has those of IPv6. Empty where neither can be read. */
+export function ownAddresses(host: HostView): readonly Network[] {
+  const read = (path: string): string[] => {
+    try {
+      return host.read(path).split('\n')
+    } catch {
+      return []
+    }
+  }
+  const trie = read('/proc/net/fib_trie')
+  const four = trie.flatMap((line, index) => (/\/32 host LOCAL/.test(line) ? (/\|-- (\S+)/.exec(trie[index - 1] ?? '')?.[1] ?? []) : []))
+  const six = read('/proc/net/if_inet6').flatMap(line => /^([0-9a-f]{32}) /.exec(line)?.[1]?.replaceAll(/(.{4})(?=.)/g, '$1:') ?? [])
+  return [...new Set([...four, ...six])].flatMap(text => parseNetwork(text) ?? [])
+}

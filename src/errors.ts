@@ -14,3 +14,8 @@ export class RefusedError extends Error {
 export class EvidenceError extends Error {
   readonly exitCode = 5
 }
+
+/** A change could not be undone: the message gives the command to type. */
+export class HostLeftChangedError extends Error {
+  readonly exitCode = 6
+}

@@ -152,7 +152,7 @@ function verdictLines(verdicts: readonly Verdict[]): string[] {
   const order: Severity[] = ['critical', 'high', 'medium', 'low', 'info']
   const lines = findings
     .toSorted((left, right) => order.indexOf(left.severity) - order.indexOf(right.severity))
-    .map(finding => `  ${severe(finding.severity)} ${shortened(visible(headline(finding)))}`)
+    .map(finding => `  ${severe(finding.severity)} ${clipped(visible(headline(finding)), REASON_MOST)}`)
   const unassessed = Map.groupBy(
     verdicts.filter(verdict => 'notAssessed' in verdict),
     verdict => verdict.rule,

@@ -28,6 +28,8 @@ export interface Running {
   readonly writes?: readonly string[]
   /** Exit codes that mean success, [0] when absent. */
   readonly accept?: readonly number[]
+  /** Source of a regular expression that the output of a verification must match: an exit code alone is easily faked. */
+  readonly matches?: string
   /** Until the program is ended, with all it started. */
   readonly limit: Seconds
 }
@@ -78,6 +80,8 @@ export interface Change extends Running {
   readonly effect: string
   /** Must all succeed after the change; otherwise it is undone at once. */
   readonly verify?: readonly Running[]
+  /** Succeeds when a change of this kind is in force already: then one that is doubted is kept, for its undo would lift that one too. */
+  readonly already?: Running
   /** The way back; [] only where none is possible, with the reason in `effect`. */
   readonly undo: readonly Running[]
   /** 'step': undone when the step ends. 'case': stays until `ir release`. */

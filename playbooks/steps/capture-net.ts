@@ -45,8 +45,13 @@ Not seen: packets that this host's own rules drop on the way out (they never rea
     const limit = throughout ? THROUGHOUT_LIMIT : duration + CLOSING
     // One file more than `files`: the one that spans the cut.
     const segmentBytes = Math.floor(TOTAL_BYTES / (files + 1))
+    const setpriv = host.which('setpriv')
+    const [program, ...more] = setpriv === undefined ? [tcpdump] : [setpriv, '--pdeathsig', 'TERM', '--', tcpdump, '-Z', 'root']
     const argv = [
-      tcpdump,
+      // It ends when we are killed, however quiet the network is. The kernel forgets that wish when a program changes its user
+      // (prctl(2), PR_SET_PDEATHSIG), hence -Z; with '-w -' it takes nothing apart.
+      program as string,
+      ...more,
       '-i',
       device,
       '-n', // no names: a look-up would tell the attacker, and hang after the cut

@@ -1,8 +1,8 @@
 /** Cuts the host off, except for the engineer who is connected. */
 import { defineStep, type HostView, type Plan, type Running, type Verdict } from '../../src/step.js'
-import { covers, formatNetwork, isLoopback, type Network, parseNetwork } from '../address.js'
-import { isolationRules, RELEASE, TABLE } from '../isolation.js'
-import { connectedTo, findResponder, type Responder, sshPorts, type TcpSocket, tcpSockets } from '../responder.js'
+import { covers, formatNetwork, isLoopback, isMulticast, type Network, parseNetwork } from '../address.js'
+import { isolationRules, isolationShape, RELEASE, TABLE } from '../isolation.js'
+import { connectedTo, findResponder, ownAddresses, type Responder, sshPorts, type TcpSocket, tcpSockets } from '../responder.js'
 import { setElements, splitRuleset } from '../ruleset.js'
 import { missing } from '../tools.js'
 
@@ -10,8 +10,8 @@ import { missing } from '../tools.js'
 const RULESET = 'nft_-s_list_ruleset.txt'
 
 /** Loading takes milliseconds; listing half a second at 10,000 rules. */
-const LOAD_LIMIT = 20
-const LIST_LIMIT = 60
+const LOAD_LIMIT = 10
+const LIST_LIMIT = 20
 
 export const isolate = defineStep({
   id: 'isolate',
@@ -40,11 +40,12 @@ its lease ends.`,
       type: 'list',
       summary: "Who stays connected: addresses or networks (ADDR, ADDR/LEN), or 'none'; the SSH client when not given",
     },
+    'cut-own': { type: 'switch', summary: 'Cut the connection that you came through as well, when --allow leaves it out' },
     port: { type: 'list', summary: 'TCP ports of this host by which they stay connected; 22 and those that SSH uses here when not given' },
   },
 
   async plan({ host, options, directory }): Promise<Plan> {
-    const allowed = parseAllow(options.allow)
+    const allowed = parseAllow(options.allow, host)
     if ('refused' in allowed) return allowed
     const typedPorts = parsePorts(options.port)
     if ('refused' in typedPorts) return typedPorts
@@ -54,6 +55,8 @@ its lease ends.`,
     const sockets = tcpSockets(host)
     const responder = findResponder(host, sockets)
     if (allowed.networks === undefined && !responder.found) return unknownResponder(responder.why)
+    const lost = options['cut-own'] ? undefined : ownConnectionLost(allowed.networks, responder)
+    if (lost !== undefined) return lost
     const allow = allowed.networks ?? (responder.found ? [responder.peer.address] : [])
     const ports = typedPorts.ports ?? portsOf(host, sockets, responder)
     const isolation = { allow, ports, label: caseOf(directory) }
@@ -69,7 +72,15 @@ its lease ends.`,
           fallback: [
             { ...load, title: 'Cut the host off, with an nft that knows no comments on tables', stdin: isolationRules(isolation, 'plain') },
           ],
-          verify: [{ title: 'See that the rules are loaded', argv: [nft, 'list', 'table', ...table], limit: LOAD_LIMIT }],
+          already: { title: 'See whether the host is cut off already', argv: [nft, 'list', 'table', ...table], limit: LOAD_LIMIT },
+          verify: [
+            {
+              title: 'See that exactly these rules are loaded',
+              argv: [nft, '-s', 'list', 'table', ...table],
+              matches: isolationShape(load.stdin ?? ''),
+              limit: LOAD_LIMIT,
+            },
+          ],
           undo: [{ title: 'Take the rules away', argv: [nft, RELEASE], limit: LOAD_LIMIT }],
           lasts: 'case',
         },
@@ -113,7 +124,7 @@ its lease ends.`,
 type Refused = Extract<Plan, { refused: string }>
 
 /** `networks` is absent when nothing was typed, and empty for 'none'. */
-function parseAllow(typed: readonly string[] | undefined): { networks: readonly Network[] | undefined } | Refused {
+function parseAllow(typed: readonly string[] | undefined, host: HostView): { networks: readonly Network[] | undefined } | Refused {
   if (typed === undefined || typed.length === 0) return { networks: undefined }
   if (typed.includes('none')) {
     if (typed.length === 1) return { networks: [] }
@@ -126,14 +137,34 @@ function parseAllow(typed: readonly string[] | undefined): { networks: readonly 
     const shown = formatNetwork(network)
     if (isLoopback(network))
       return { refused: `--allow ${shown} is this host itself, which always stays open`, remedy: 'give the address that you come from' }
-    if (network.length === 0)
-      return {
-        refused: `--allow ${shown} is everybody: that would be no isolation`,
-        remedy: 'give the address or network that you come from',
-      }
+    const wrong = wrongResponder(network, host)
+    if (wrong !== undefined) return { refused: `--allow ${shown} is ${wrong}`, remedy: 'give the address or network that you come from' }
     networks.push(network)
   }
   return { networks }
+}
+
+/** The largest network that a responder is believed to come from: two halves of everything are everything. */
+const SHORTEST_PREFIX = { 4: 8, 6: 16 } as const
+
+function wrongResponder(network: Network, host: HostView): string | undefined {
+  if (network.length < SHORTEST_PREFIX[network.family])
+    return `a large part of everybody (shorter than /${SHORTEST_PREFIX[network.family]}): that would be no isolation`
+  if (isMulticast(network)) return 'a multicast address: nobody connects from there'
+  const single = network.length === network.bytes.length * 8
+  if (single && ownAddresses(host).some(own => covers(network, own))) return 'an address of this host itself'
+  return undefined
+}
+
+/** A list that leaves out whoever is typing is a mistake until they say that it is not. `--allow none` says so. */
+function ownConnectionLost(networks: readonly Network[] | undefined, responder: Responder): Refused | undefined {
+  if (networks === undefined || networks.length === 0 || !responder.found) return undefined
+  const { address } = responder.peer
+  if (networks.some(network => covers(network, address))) return undefined
+  return {
+    refused: `--allow leaves out ${formatNetwork(address)}, from where you are connected: you would cut yourself off`,
+    remedy: `add ${formatNetwork(address)} to --allow, or --cut-own if you mean it`,
+  }
 }
 
 function notAnAddress(text: string): Refused {

@@ -45,7 +45,7 @@ Connections of an attacker that were only held up go on: end them first if they 
           kind: 'change',
           title: 'End the isolation',
           argv: [nft, RELEASE],
-          effect: `Deletes table ${TABLE_NAME}: every network can be reached again. No undo; to cut the host off again: ir isolate.`,
+          effect: `Deletes table ${TABLE_NAME} if it is there: what it dropped passes again. No undo; to cut the host off again: ir isolate.`,
           verify: [{ title: 'See that our table is gone', argv: [nft, 'list', 'table', ...table], accept: [1], limit: LOAD_LIMIT }],
           undo: [],
           lasts: 'case',

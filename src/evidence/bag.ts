@@ -39,7 +39,7 @@ export function infoText(fields: readonly (readonly [label: string, value: strin
 function oneLine(value: string): string {
   return value
     .toWellFormed()
-    .replace(/[\p{Cc}\p{Zl}\p{Zp}]+/gu, ' ')
+    .replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+/gu, ' ')
     .trim()
 }
 

@@ -6,9 +6,9 @@ import { setImmediate as breathe, setTimeout as sleep } from 'node:timers/promis
 import type { CollectorContext, Progress } from '../collectors/collector.js'
 import { COLLECTORS } from '../collectors/index.js'
 import { EvidenceError } from '../errors.js'
-import type { Artifact, Case } from '../evidence/case.js'
+import type { Artifact, Case, EvidenceFile } from '../evidence/case.js'
 import { errnoOf, fileStatus, type Host } from '../host.js'
-import { complaint, type Exit, runProgram } from '../programs.js'
+import { captureProgram, complaint, type Exit, runProgram, startProgram } from '../programs.js'
 import type { Action, ActionResult, Change, Collect, Copy, JsonObject, Outcome, Running, Seconds } from '../step.js'
 
 export type PlannedAction = Action & { readonly id: string }
@@ -19,6 +19,8 @@ export interface ActionContext {
   readonly step: string
   /** Stops collecting: Ctrl-C, or the end of the steps that this one runs beside. */
   readonly signal: AbortSignal
+  /** Programs that had to be ended: a replaced one that hangs must not cost its limit again and again. */
+  readonly hung: Set<string>
   progress(figures: Progress): void
   onChange: CollectorContext['onChange']
   /** Tells every collector beside us that the host is about to be changed, and has been. */
@@ -38,8 +40,11 @@ export interface PerformedAction extends ActionResult {
 
 type Ended = Omit<PerformedAction, 'id' | 'seconds'>
 
-/** A program's output above this ends the program: a replaced tool must not fill the disk. */
-const OUTPUT_LIMIT = 512 * 1024 ** 2
+/** A program's output above this ends the program, whatever room there is. */
+const OUTPUT_LIMIT = 256 * 1024 ** 2
+/** And this much it may write even where there is hardly room. */
+const OUTPUT_LEAST = 1024 ** 2
+const OUTPUT_RESERVE = 32 * 1024 ** 2
 const COPY_LIMIT = 64 * 1024 ** 2
 const COPY_CHUNK = 65_536
 
@@ -130,44 +135,61 @@ function isProgram(path: string): boolean {
 }
 
 async function observe(running: Running, id: string, context: ActionContext): Promise<Ended> {
+  const program = running.argv[0]
+  if (context.hung.has(program))
+    return { outcome: 'timed-out', reason: `${program} did not end before and was not started again`, artifacts: [] }
   const { exit, artifacts } = await runIntoCase(running, id, context, context.signal)
+  if (exit.timedOut) context.hung.add(program)
   return { ...judge(running, exit, artifacts), artifacts }
 }
 
-/** Runs a program with its standard output straight into an evidence file, so that no pipe can hold us. */
+/**
+ * Runs a program and keeps its standard output as an evidence file, up to a bound that leaves room for the rest of the case:
+ * a replaced tool that floods must cost neither the other steps nor the seal.
+ */
 async function runIntoCase(running: Running, id: string, context: ActionContext, signal?: AbortSignal) {
   const origin = { action: id, how: 'program' } as const
   const { case: caze, step } = context
-  let fd: number | undefined
-  if (running.stdout !== undefined) {
-    const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = fs.constants
-    fd = openEvidence(caze.pathOf(step, running.stdout), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW)
-  }
   // The folder, for a program that makes its file itself.
   for (const name of running.writes ?? []) caze.pathOf(step, name)
-  let exit: Exit
-  try {
-    exit = await runProgram(running, {
-      ...(fd === undefined ? {} : { stdout: fd, maxBytes: OUTPUT_LIMIT }),
-      ...(signal === undefined ? {} : { signal }),
-    })
-  } finally {
-    if (fd !== undefined) fs.closeSync(fd)
-  }
   const artifacts: Artifact[] = []
-  if (running.stdout !== undefined) artifacts.push(await caze.adopt(step, running.stdout, origin))
+  let exit: Exit
+  if (running.stdout === undefined) exit = await runProgram(running, signal === undefined ? {} : { signal })
+  else {
+    const file = caze.open(step, running.stdout)
+    const kept = await keepOutput(running, file, outputLimit(context), signal)
+    exit = kept.exit
+    artifacts.push(file.close(kept.exit.flooded ? { ...origin, notes: [`cut at ${file.bytes} bytes`] } : origin))
+  }
   for (const name of running.writes ?? []) {
     if (fs.existsSync(caze.pathOf(step, name))) artifacts.push(await caze.adopt(step, name, origin))
   }
   return { exit, artifacts }
 }
 
-function openEvidence(path: string, flags: number): number {
-  try {
-    return fs.openSync(path, flags, 0o600)
-  } catch (error) {
-    throw new EvidenceError(`${path} cannot be written (${errnoOf(error)})`)
-  }
+/** Never more than a quarter of what is free beyond the reserve for log and seal. */
+function outputLimit({ host, case: caze }: ActionContext): number {
+  const room = (host.statfs(caze.directory).freeBytes - OUTPUT_RESERVE) / 4
+  return Math.max(OUTPUT_LEAST, Math.min(OUTPUT_LIMIT, Math.floor(room)))
+}
+
+async function keepOutput(running: Running, file: EvidenceFile, limit: number, signal?: AbortSignal): Promise<{ exit: Exit }> {
+  const program = startProgram(running, { stdout: 'pipe', ...(signal === undefined ? {} : { signal }) })
+  let refused: unknown
+  let flooded = false
+  program.stdout?.on('data', (chunk: Buffer) => {
+    if (refused !== undefined || flooded) return
+    try {
+      file.write(chunk.subarray(0, limit - file.bytes))
+    } catch (error) {
+      refused = error
+    }
+    flooded = file.bytes >= limit
+    if (flooded || refused !== undefined) program.stop()
+  })
+  const exit = await program.exit
+  if (refused !== undefined) throw refused
+  return { exit: flooded ? { ...exit, flooded, interrupted: false } : exit }
 }
 
 function judge(running: Running, exit: Exit, artifacts: readonly Artifact[]): { outcome: Outcome; reason?: string; exit?: number } {
@@ -285,32 +307,43 @@ async function change(action: Change & { id: string }, context: ActionContext): 
   context.announce(action)
   context.changing(action.id, 'before')
   const artifacts: Artifact[] = []
+  const stood = action.already !== undefined && complaint(action.already, (await captureProgram(action.already)).exit) === undefined
+  // What was in force before us is not ours to lift, not even in doubt.
+  const back = (): Promise<Pick<PerformedAction, 'leftChanged'>> => (stood ? Promise.resolve({}) : undoChange(action, context))
+  const facts = action.already === undefined ? {} : { facts: { alreadyInForce: stood } }
   let refusal: Omit<Ended, 'artifacts'> = { outcome: 'failed' }
   for (const running of [action, ...(action.fallback ?? [])]) {
     const run = await runIntoCase(running, action.id, context)
     artifacts.push(...run.artifacts)
     refusal = judge(running, run.exit, run.artifacts)
     if (complaint(running, run.exit) === undefined) {
-      const doubt = await verifyChange(action, context)
+      const doubt = await verifyChange(action)
       if (doubt === undefined) {
         context.changing(action.id, 'after')
-        return { ...refusal, outcome: 'collected', artifacts, changed: action }
+        return { ...refusal, ...facts, outcome: 'collected', artifacts, changed: action }
       }
-      return { outcome: 'failed', reason: doubt, artifacts, ...(await undoChange(action, context)) }
+      const reason = stood
+        ? `made, but not verified: ${doubt}; the one before was in force, so nothing was undone`
+        : `made, but not verified, so undone: ${doubt}`
+      return { outcome: 'failed', reason, ...facts, artifacts, ...(await back()) }
     }
     // Ended by us in the middle: nobody knows what it has done, so the way back is taken.
     if (run.exit.code === undefined && run.exit.notStarted === undefined) {
-      return { ...refusal, artifacts, ...(await undoChange(action, context)) }
+      return { ...refusal, ...facts, artifacts, ...(await back()) }
     }
   }
-  return { ...refusal, artifacts }
+  return { ...refusal, ...facts, artifacts }
 }
 
-async function verifyChange(action: Change & { id: string }, context: ActionContext): Promise<string | undefined> {
+/** Why a change is doubted; undefined when every check passed, by exit code and by what it printed. */
+async function verifyChange(action: Change): Promise<string | undefined> {
   for (const check of action.verify ?? []) {
-    const { exit } = await runIntoCase(check, action.id, context)
+    const { exit, stdout } = await captureProgram(check)
     const reason = complaint(check, exit)
-    if (reason !== undefined) return `made, but not verified, so undone: ${reason}`
+    if (reason !== undefined) return reason
+    if (check.matches !== undefined && !new RegExp(check.matches).test(stdout.toString('utf8'))) {
+      return `${check.argv.join(' ')} shows something else than was asked for`
+    }
   }
   return undefined
 }

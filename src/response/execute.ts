@@ -32,6 +32,8 @@ export interface Execution {
   readonly standing: readonly (Change & { readonly id: string })[]
   /** Undo commands that failed: to be typed by hand. */
   readonly leftChanged: readonly Running[]
+  /** Evidence could not be written any more: the response ended there. */
+  readonly broken?: EvidenceError
 }
 
 export interface ExecuteRequest {
@@ -65,6 +67,7 @@ class Executor {
   private readonly standing: (Change & { readonly id: string })[] = []
   private readonly leftChanged: Running[] = []
   private readonly watchers: ((change: { action: string; phase: 'before' | 'after' }) => void)[] = []
+  private readonly hung = new Set<string>()
   private readonly started: number
 
   constructor(request: ExecuteRequest) {
@@ -80,15 +83,22 @@ class Executor {
     await listening(beside.map(one => one.ready))
     const capturing = [...this.results.values()].length < beside.length
     if (capturing && !stop.aborted) await sleep(LEAD * 1000)
+    let broken: EvidenceError | undefined
     try {
       for (const step of plan.steps) if (!step.throughout) await this.runStep(step, stop)
+    } catch (error) {
+      if (!(error instanceof EvidenceError)) throw error
+      broken = error
     } finally {
       finished.abort()
-      // A failure here is reported by the steps themselves, or is the one that ended the loop above.
-      await Promise.allSettled(beside.map(one => one.ended))
     }
-    await Promise.all(beside.map(one => one.ended))
-    return { steps: [...this.results.values()], standing: this.standing, leftChanged: this.leftChanged }
+    for (const { status, reason } of (await Promise.allSettled(beside.map(one => one.ended))) as PromiseRejectedResult[]) {
+      if (status !== 'rejected') continue
+      if (!(reason instanceof EvidenceError)) throw reason
+      broken ??= reason
+    }
+    const { standing, leftChanged } = this
+    return { steps: [...this.results.values()], standing, leftChanged, ...(broken === undefined ? {} : { broken }) }
   }
 
   /** Starts a step beside the others; it is ready with its first figures. */
@@ -148,6 +158,7 @@ class Executor {
       case: caze,
       step: step.id,
       signal,
+      hung: this.hung,
       progress: figures => {
         firstFigures()
         events.progress(step, figures)
@@ -163,7 +174,8 @@ class Executor {
   /** Step-scoped changes are undone, the last one first; the others stand. */
   private async settle(changes: readonly (Change & { readonly id: string })[], context: ActionContext): Promise<void> {
     for (const change of changes.toReversed()) {
-      if (change.lasts === 'case') this.standing.push(change)
+      // A change without a way back leaves nothing in force that could be lifted.
+      if (change.lasts === 'case') this.standing.push(...(change.undo.length > 0 ? [change] : []))
       else this.leftChanged.push(...((await undoChange(change, context)).leftChanged ?? []))
     }
   }

@@ -97,12 +97,19 @@ export function planText(plan: ResponsePlan): string {
   return `${JSON.stringify(plan, null, 2)}\n`
 }
 
-const KeptPlan = z.object({ host: z.string(), planned: z.iso.datetime(), label: z.string().optional() })
+const KeptPlanFile = z.object({
+  host: z.string(),
+  planned: z.iso.datetime(),
+  label: z.string().optional(),
+  steps: z.array(z.object({ id: z.string() })),
+})
+
+export type KeptPlan = z.infer<typeof KeptPlanFile>
 
 /** Of a plan.json what a seal needs; undefined when it is none. */
-export function keptPlan(text: string): z.infer<typeof KeptPlan> | undefined {
+export function keptPlan(text: string): KeptPlan | undefined {
   try {
-    return KeptPlan.safeParse(JSON.parse(text)).data
+    return KeptPlanFile.safeParse(JSON.parse(text)).data
   } catch {
     return undefined
   }

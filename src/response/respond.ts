@@ -1,6 +1,6 @@
 /** The life of a response after consent: case directory -> execute -> findings -> seal -> exit code. Nothing flows back. */
 import { createHash } from 'node:crypto'
-import { EvidenceError, RefusedError } from '../errors.js'
+import { EvidenceError, HostLeftChangedError, RefusedError } from '../errors.js'
 import { type Case, createCase } from '../evidence/case.js'
 import { type Sealed, sealCase } from '../evidence/seal.js'
 import type { Host } from '../host.js'
@@ -8,7 +8,7 @@ import type { AnyStep, Change, Running, Seconds, Verdict } from '../step.js'
 import { iso } from '../time.js'
 import { type ExecuteRequest, type Execution, execute, type ResponseEvents, type StepResult } from './execute.js'
 import { planText, type ResponsePlan } from './plan.js'
-import { undoScript } from './undo.js'
+import { typed, undoScript } from './undo.js'
 
 export interface ResponseRequest {
   readonly plan: ResponsePlan
@@ -54,13 +54,8 @@ export async function respond(request: ResponseRequest): Promise<ResponseResult>
   const started = host.monotonic()
   const caze = openNewCase(request)
   const announced: Change[] = []
-  let execution: Execution
-  try {
-    execution = await execute(withUndoScript(request, caze, announced))
-  } catch (error) {
-    if (error instanceof EvidenceError) throw new EvidenceError(`${error.message}; what was collected lies in ${caze.directory}`)
-    throw error
-  }
+  const execution = await execute(withUndoScript(request, caze, announced))
+  if (execution.broken) throw brokenOff(execution, execution.broken, caze)
   events.sealing()
   const verdicts = execution.steps.flatMap(step => step.verdicts)
   caze.tag('findings.json', findingsText(verdicts))
@@ -75,6 +70,17 @@ export async function respond(request: ResponseRequest): Promise<ResponseResult>
     seconds: (host.monotonic() - started) / 1000,
     exitCode: exitCodeOf(execution, sealed, request.stop.aborted),
   }
+}
+
+/** Evidence cannot be written any more: where the rest lies, and what is still in force on the host with the line that lifts it. */
+function brokenOff({ standing, leftChanged }: Execution, broken: EvidenceError, caze: Case): Error {
+  const lines = [
+    `${broken.message}; what was collected lies in ${caze.directory}`,
+    ...leftChanged.map(running => `left changed, an undo failed: ${typed(running)}`),
+    ...standing.map(change => `still in force: ${change.effect} Undo: ${change.undo.map(typed).join('; ')}`),
+  ]
+  const message = lines.join('; ')
+  return leftChanged.length > 0 ? new HostLeftChangedError(message) : new EvidenceError(message)
 }
 
 function openNewCase({ plan, host, consent, tool }: ResponseRequest): Case {

@@ -98,6 +98,38 @@ describe('where evidence cannot go', () => {
   })
 })
 
+it.each([
+  ['127.0.0.1', 'this host itself'],
+  ['224.0.0.1', 'multicast'],
+  ['0.0.0.0/1,128.0.0.0/1', 'no isolation'],
+  ['2000::/3', 'no isolation'],
+  ['gateway.example', 'is a name'],
+])('--allow %s is refused: %s', async (allow, why) => {
+  const found = await ir(['isolate', '--yes', '--allow', allow, '--output', output], { prefix: ['/usr/bin/unshare', '--net'] })
+  expect(found.code).toBe(4)
+  expect(found.stderr).toContain(why)
+})
+
+it('two cases in the same second both get a name', async () => {
+  const place = outputDirectory()
+  const found = await Promise.all([1, 2].map(() => ir(['snapshot-connections', '--output', place])))
+  const last = await ir(['snapshot-connections', '--output', place])
+  expect([...found, last].filter(one => one.code === 0).length).toBeGreaterThanOrEqual(2)
+  expect(last.code).toBe(0)
+})
+
+it('a wrong flag with --json is one small document', async () => {
+  for (const args of [
+    ['drill', '--bogus', '--json'],
+    ['verify', '--json'],
+  ]) {
+    const found = await ir(args)
+    expect(found.code).toBe(2)
+    expect(found.stdout.length).toBeLessThan(2000)
+    expect(JSON.parse(found.stdout)).toMatchObject({ exit: 2, error: expect.any(String) })
+  }
+})
+
 it('who cannot be asked is not isolated without a word', async () => {
   const found = await ir(['isolate', '--allow', '198.51.100.7', '--output', output], { prefix: ['/usr/bin/unshare', '--net'] })
   expect(found.code).toBe(4)

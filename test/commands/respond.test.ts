@@ -189,4 +189,73 @@ describe('ir respond', () => {
     expect(released.stdout).toMatch(/nothing else/i)
     expect(await host.must(['nft', '-s', 'list', 'ruleset'])).toBe(before)
   })
+
+  describe('with an nft that lies', () => {
+    /** Runs `ir isolate` where a script stands in for nft; REAL in it is the real one. */
+    const isolateWith = async (script: string) => {
+      const directory = outputDirectory()
+      const [fake, real] = [path.join(directory, 'nft'), path.join(directory, 'real')]
+      fs.copyFileSync(fs.realpathSync('/usr/sbin/nft'), real)
+      fs.chmodSync(real, 0o755)
+      fs.writeFileSync(fake, `#!/bin/sh\n${script.replaceAll('REAL', real)}\n`, { mode: 0o755 })
+      const over = 'mount --bind "$1" "$(readlink -f /usr/sbin/nft)" && shift && exec "$@"'
+      return host.run([
+        'unshare',
+        '--mount',
+        'sh',
+        '-c',
+        over,
+        'sh',
+        fake,
+        IR,
+        'isolate',
+        '--yes',
+        '--allow',
+        RESPONDER,
+        '--output',
+        outputDirectory(),
+      ])
+    }
+
+    it.each([
+      ['does nothing', 'exit 0'],
+      ['loads something else', '[ "$1" = -f ] && exec sed s/"counter drop"/"counter accept"/ | REAL -f -; exec REAL "$@"'],
+      [
+        'adds a way through',
+        '[ "$1" = -f ] && { REAL -f - || exit 1; exec REAL insert rule inet ir_isolate leaving accept; }; exec REAL "$@"',
+      ],
+    ])('that %s: not isolated, and said so', async (_how, script) => {
+      const found = await isolateWith(script)
+      expect(found.code, found.stdout).toBe(3)
+      expect(found.stdout).toContain('not verified')
+      expect(found.stdout).not.toContain('still in force')
+      expect(found.stdout).not.toContain('The host is cut off: ')
+    })
+
+    it('a second isolation that is doubted does not lift the first', async () => {
+      expect((await host.run([IR, 'isolate', '--yes', '--allow', 'none', '--output', output])).code).toBe(0)
+      const found = await isolateWith('case "$*" in "-s list table"*) exit 1;; esac; exec REAL "$@"')
+      expect(found.code).toBe(3)
+      expect(found.stdout).toContain('nothing was undone')
+      expect(await host.must(['nft', 'list', 'tables'])).toContain('ir_isolate')
+    })
+  })
+
+  it('with a tool that floods goes on, seals, and says what was cut', async () => {
+    const flood = path.join(outputDirectory(), 'ss')
+    fs.writeFileSync(flood, '#!/bin/sh\nexec cat /dev/zero\n', { mode: 0o755 })
+    const script = [
+      'mount -t tmpfs -o size=150m,mode=700 small "$1" && mount --bind "$2" "$(readlink -f "$(command -v ss)")"',
+      'shift 2; "$@"; code=$?; ls "$IR_OUTPUT"/*.zip >&2; exit $code',
+    ].join('\n')
+    const only = ['--yes', '--allow', RESPONDER, '--only', 'isolate,snapshot-connections,snapshot-processes']
+    const found = await host.run(['unshare', '--mount', 'sh', '-c', script, 'sh', output, flood, IR, 'respond', ...only], {
+      env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', IR_OUTPUT: output },
+      timeout: 120_000,
+    })
+    expect(found.code, found.stdout + found.stderr).toBe(3)
+    expect(found.stdout).toMatch(/snapshot-connections {2}failed.*wrote more than it may/)
+    expect(found.stdout).toMatch(/snapshot-processes {2}collected/)
+    expect(found.stderr).toContain('.zip')
+  })
 })

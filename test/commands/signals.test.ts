@@ -86,11 +86,25 @@ it('the second Ctrl-C aborts at once; what is there can be sealed later', async 
   const directory = caseIn(output)
   if (!fs.existsSync(`${directory}.zip`)) {
     const sealed = await ir(['seal', directory])
-    expect(sealed.code, sealed.stderr).toBe(0)
+    expect(sealed.code, sealed.stderr).toBe(3)
+    expect(sealed.stdout).toMatch(/^missing audit-attrs: /m)
   }
   checkWithStandardTools(`${directory}.zip`)
   expect((await ir(['verify', `${directory}.zip`])).code).toBe(0)
   expect((await ir(['seal', directory])).code).toBe(4)
+})
+
+it('kill -9 leaves no program behind, on a silent network too', async () => {
+  const child = await respondUntil('audit-attrs')
+  const capture = programsOf(child)
+    .split('\n')
+    .find(line => line.includes('tcpdump'))
+  const pid = Number(capture?.trim().split(' ', 1)[0])
+  expect(pid).toBeGreaterThan(0)
+  child.kill('SIGKILL')
+  await ended(child)
+  for (let tries = 0; tries < 250 && fs.existsSync(`/proc/${pid}`); tries++) await new Promise(resolve => setTimeout(resolve, 20))
+  expect(fs.existsSync(`/proc/${pid}`)).toBe(false)
 })
 
 it('kill -9 in the middle: the case can be sealed and verifies', async () => {
@@ -98,7 +112,9 @@ it('kill -9 in the middle: the case can be sealed and verifies', async () => {
   child.kill('SIGKILL')
   await ended(child)
   const directory = caseIn(output)
-  expect((await ir(['seal', directory])).code).toBe(0)
+  const sealed = await ir(['seal', directory])
+  expect(sealed.code, sealed.stderr).toBe(3)
+  expect(sealed.stdout).toMatch(/^missing audit-attrs: not done$/m)
   const verified = await ir(['verify', `${directory}.zip`])
   expect(verified.code, verified.stdout).toBe(0)
 })

@@ -23,7 +23,17 @@ export default async function performed({ step: file, name }: { step: string; na
     const plan = await step.plan({ host, options: {}, directory: output, throughout: false })
     if (!('actions' in plan)) throw new Error(JSON.stringify(plan))
     const signal = new AbortController().signal
-    const context = { host, case: caze, step: step.id, signal, progress() {}, onChange() {}, changing() {}, announce() {} }
+    const context = {
+      host,
+      case: caze,
+      step: step.id,
+      signal,
+      hung: new Set<string>(),
+      progress() {},
+      onChange() {},
+      changing() {},
+      announce() {},
+    }
     const actions: PerformedAction[] = []
     for (const [index, action] of plan.actions.entries()) actions.push(await perform({ id: `${step.id}/${index + 1}`, ...action }, context))
     const prefix = `data/${step.id}/`

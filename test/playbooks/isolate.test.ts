@@ -251,7 +251,7 @@ describe('the plan of isolate', () => {
     port?: readonly string[],
     directory = '/evidence/ir-web1-20260101T000000Z/data/isolate',
   ): Promise<Plan> {
-    return step.plan({ host: openHost({ root }), options: { allow, port }, directory, throughout: false })
+    return step.plan({ host: openHost({ root }), options: { allow, port, 'cut-own': true }, directory, throughout: false })
   }
 
   async function change(...asked: Parameters<typeof plan>): Promise<Change> {
@@ -283,6 +283,30 @@ describe('the plan of isolate', () => {
     expect((await change(['192.0.2.0/26'])).effect).not.toContain('YOUR OWN')
     expect((await change(['192.0.2.7'], ['2022'])).effect).toContain('YOUR OWN CONNECTION')
     expect((await change(['none'])).effect).toContain('open for loopback and nobody.')
+  })
+
+  it('refuses a list that leaves out who is typing, unless they say that they mean it', async () => {
+    const asked = (allow: string[], cutOwn: boolean) =>
+      step.plan({
+        host: openHost({ root }),
+        options: { allow, port: undefined, 'cut-own': cutOwn },
+        directory: '/e/ir-x/data/isolate',
+        throughout: false,
+      })
+    expect(await asked(['198.51.100.7'], false)).toMatchObject({
+      refused: expect.stringContaining('192.0.2.7'),
+      remedy: expect.stringContaining('--cut-own'),
+    })
+    for (const made of [asked(['198.51.100.7'], true), asked(['none'], false), asked(['192.0.2.0/24'], false)])
+      expect(await made).toHaveProperty('actions')
+  })
+
+  it("refuses this host's own addresses", async () => {
+    fs.writeFileSync(path.join(root, 'proc/net/fib_trie'), 'Local:\n  +-- 0.0.0.0/0 2 0 2\n     |-- 198.51.100.9\n        /32 host LOCAL\n')
+    fs.writeFileSync(path.join(root, 'proc/net/if_inet6'), '20010db8000000000000000000000009 02 40 00 80     eth0\n')
+    for (const own of ['198.51.100.9', '2001:db8::9'])
+      expect(await plan([own])).toMatchObject({ refused: expect.stringContaining('this host itself') })
+    expect(await plan(['198.51.100.8'])).toHaveProperty('actions')
   })
 
   it('takes addresses and networks of both families, each once and in one form', async () => {
