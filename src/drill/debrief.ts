@@ -133,7 +133,7 @@ function flowsIn(sockets: string, traffic: ReadonlyMap<string, Traffic>): Flow[]
     // A service is one flow whatever port the other side took.
     const key = `${address} ${socket.local.port < socket.remote.port ? `from ${socket.local.port}` : socket.remote.port}`
     const packets = traffic.get(address)
-    const owners = socket.owners.map(owner => `${owner.command} (${owner.pid})`)
+    const owners = socket.owners.map(owner => `${owner.command.replaceAll(/\s+/g, ' ').trim()} (${owner.pid})`)
     flows.set(key, {
       address,
       port: socket.remote.port,
