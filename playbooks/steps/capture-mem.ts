@@ -1,5 +1,6 @@
 /** Physical memory by the best source that this host offers, and the reasons why the others are not taken. */
 import { type Collected, defineStep, type JsonObject, type Plan, type Rejected, type Verdict } from '../../src/step.js'
+import { fromDebugPackage, SYMBOLS, symbolKit } from '../kernel-symbols.js'
 import { FROM_OUTSIDE, IMAGE, type MemoryRequest, type Offer, offerKcore, offerLime, offerMem, offerProcesses } from '../memory-sources.js'
 
 interface Rung {
@@ -23,6 +24,9 @@ export const captureMem = defineStep({
 kernel module, only when one is given with --lime-module; /dev/mem, only when it can be read above 1 MiB; the memory of chosen
 processes, only when --pid is given, and that is not physical memory. Our own reader copies /dev/mem range by range, where dd would
 read on through the memory of devices.
+
+Beside the image lies what is needed to read it without a network or a debug package: memory.isf.json.gz, a symbol file for Volatility 3
+made of the running kernel's own types (BTF) and symbols (kallsyms) when the image is complete, and the files that it comes from.
 
 Pages that cannot be read are zeros in the image and are listed; an image that lacks more is marked incomplete and never counts as
 collected. It changes nothing on the host, but for LiME, whose module taints the kernel until it is booted and is removed again.
@@ -74,14 +78,16 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
     // Asked for physical memory, and got less.
     const less = options.source === 'auto' && chosen.rung.source === 'process'
     const missing = less ? { missing: [{ what: 'physical memory', why: whys, remedy }] } : {}
-    return { actions: chosen.offer.actions, rejected, ...missing }
+    if (chosen.rung.source === 'process') return { actions: chosen.offer.actions, rejected, ...missing }
+    const kit = symbolKit(host)
+    return { actions: [...chosen.offer.actions, ...kit.actions], rejected: [...rejected, ...kit.rejected] }
   },
 
   async interpret(collected): Promise<readonly Verdict[]> {
     const results = collected.actions.filter(action => typeof action.facts?.source === 'string')
     const processes = results.find(action => action.facts?.source === 'process')
     const physical = results.find(action => action.facts?.source !== 'process')
-    if (processes === undefined) return [physicalVerdict(collected, physical)]
+    if (processes === undefined) return [physicalVerdict(collected, physical), symbolsVerdict(collected)]
     return [{ ...NOT_PHYSICAL, remedy: REMEDY }, processVerdict(processes)]
   },
 })
@@ -89,6 +95,7 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
 type ActionResult = Collected['actions'][number]
 
 const PHYSICAL = 'memory-captured'
+const SYMBOLS_MADE = 'memory-symbols'
 const PROCESSES = 'process-memory-captured'
 const REMEDY = 'The plan names each source with what would help against its refusal'
 const NOT_PHYSICAL = { rule: PHYSICAL, notAssessed: 'Physical memory was not captured, only that of chosen processes' }
@@ -114,6 +121,26 @@ function physicalVerdict(collected: Collected, result: ActionResult | undefined)
     ...(gaps > 0 ? [`${size(gaps)} in partial pages at the borders of ranges are not in it`] : []),
   ]
   return { rule: PHYSICAL, clear: parts.join('; ') }
+}
+
+function symbolsVerdict(collected: Collected): Verdict {
+  const result = collected.actions.find(action => typeof action.facts?.debugPackage === 'string')
+  const facts = result?.facts ?? {}
+  const remedy = fromDebugPackage(typeof facts.debugPackage === 'string' ? facts.debugPackage : 'the debug package of this kernel')
+  const no = (why: string): Verdict => ({ rule: SYMBOLS_MADE, notAssessed: `There is no symbol file for the image: ${why}`, remedy })
+  if (result === undefined) return no('it was not made')
+  if (typeof facts.noSymbols === 'string') return no(facts.noSymbols)
+  const symbols = objectIn(facts, 'symbols')
+  if (result.outcome !== 'collected' || typeof symbols.file !== 'string') return no(result.reason ?? result.outcome)
+  const made = `${SYMBOLS} holds ${numberIn(symbols, 'types')} types and ${numberIn(symbols, 'symbols')} symbols of ${String(facts.release)}`
+  if (facts.fiveLevelPaging === true) {
+    return {
+      rule: SYMBOLS_MADE,
+      notAssessed: `${made}, but this kernel uses 5-level paging, which no released version of Volatility can translate`,
+      remedy: 'use crash or drgn with the debug package, or a later Volatility; strings and records of the image can be read all the same',
+    }
+  }
+  return { rule: SYMBOLS_MADE, clear: `${made}: vol -s DIRECTORY -f ${IMAGE} linux.pslist, with both in DIRECTORY` }
 }
 
 function processVerdict(result: ActionResult): Verdict {

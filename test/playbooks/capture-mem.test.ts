@@ -3,9 +3,10 @@ import path from 'node:path'
 import fc from 'fast-check'
 import { afterEach, describe, expect, it } from 'vitest'
 import { moduleInfo } from '../../playbooks/elf.js'
+import { debugPackage } from '../../playbooks/kernel-symbols.js'
 import { captureMem } from '../../playbooks/steps/capture-mem.js'
 import { type Host, openHost } from '../../src/host.js'
-import type { ActionResult, Change, Collect, FileStatus, HostView, Plan, Rejected } from '../../src/step.js'
+import type { ActionResult, Change, Collect, Copy, FileStatus, HostView, Plan, Rejected } from '../../src/step.js'
 import { collectedFrom } from '../helpers/collected.js'
 import { kcoreHeaders, recordedHost, temporaryDirectory } from '../helpers/kcore.js'
 import { kernelModule } from '../helpers/kernel-module.js'
@@ -93,6 +94,14 @@ async function planned(host: HostView, given?: Given, directory?: string) {
   return found
 }
 
+/** What makes the image, without what is laid beside it. */
+async function imaging(host: HostView, given?: Given, directory?: string) {
+  const found = await planned(host, given, directory)
+  const first = found.actions.findIndex(action => action.kind === 'copy' && action.to !== 'iomem.txt')
+  const rejected = found.rejected?.filter(({ what }) => what !== 'memory.isf.json.gz')
+  return { ...found, actions: found.actions.slice(0, first === -1 ? undefined : first), rejected }
+}
+
 async function unavailable(host: HostView, given?: Given, directory?: string) {
   const found = await plan(host, given, directory)
   if (!('unavailable' in found)) throw new Error(JSON.stringify(found))
@@ -118,7 +127,7 @@ const KCORE_ACTIONS = [
 
 describe('/proc/kcore', () => {
   it.each(['kaslr', 'five-level', 'integrity'])('is taken on the boot %s, and every other source is named with why not', async name => {
-    const found = await planned(boot(name), { pid: ['1'], 'lime-module': '/nowhere' })
+    const found = await imaging(boot(name), { pid: ['1'], 'lime-module': '/nowhere' })
     expect(found.actions).toMatchObject(KCORE_ACTIONS)
     expect(found.rejected).toEqual(
       ['LiME module', '/dev/mem', 'process memory'].map(what => ({ what, why: 'not needed: /proc/kcore can be read', remedy: '' })),
@@ -154,7 +163,7 @@ describe('/proc/kcore', () => {
         return host.peek(file, at, bytes)
       },
     })
-    expect((await planned(view)).actions).toMatchObject(KCORE_ACTIONS)
+    expect((await imaging(view)).actions).toMatchObject(KCORE_ACTIONS)
   })
 
   it.each([
@@ -240,7 +249,7 @@ describe('/proc/kcore', () => {
       'proc/iomem': '00000000-00000000 : Reserved\n00000000-00000000 : System RAM\n00000000-00000000 : System RAM\n',
       'proc/meminfo': 'MemTotal:         225864 kB\nMemFree:          100000 kB\n',
     }
-    const found = await planned(refusing(boot('kaslr', user), '/proc/kcore', 'EACCES'))
+    const found = await imaging(refusing(boot('kaslr', user), '/proc/kcore', 'EACCES'))
     expect(found.actions[1]).toMatchObject({
       title: 'Copy physical memory from /proc/kcore, not tried: only root may open it',
       expectedBytes: 225864 * 1024,
@@ -252,7 +261,7 @@ describe('/dev/mem', () => {
   const noKcore = { 'proc/kcore': null }
 
   it('is taken when RAM above 1 MiB can be read', async () => {
-    const found = await planned(withMem(boot('kaslr', noKcore), 2n ** 40n))
+    const found = await imaging(withMem(boot('kaslr', noKcore), 2n ** 40n))
     expect(found.actions[1]).toMatchObject({
       collector: 'physical-memory',
       options: { source: 'mem', from: '/dev/mem' },
@@ -294,7 +303,7 @@ describe('LiME', () => {
   const given = { 'lime-module': '/root/lime.ko' }
 
   it('is loaded for as long as it copies, checked, and removed', async () => {
-    const { actions } = await planned(lime(), given)
+    const { actions } = await imaging(lime(), given)
     expect(actions.map(({ kind }) => kind)).toEqual(['copy', 'change', 'collect'])
     const change = actions[1] as Change
     expect(change).toMatchObject({
@@ -315,13 +324,13 @@ describe('LiME', () => {
 
   it('is found in a directory by the name of the kernel', async () => {
     const host = lime({ [`opt/lime/lime-${RELEASE}.ko`]: kernelModule(info) })
-    const { actions } = await planned(host, { 'lime-module': '/opt/lime/' })
+    const { actions } = await imaging(host, { 'lime-module': '/opt/lime/' })
     expect((actions[1] as Change).argv[1]).toBe(`/opt/lime/lime-${RELEASE}.ko`)
   })
 
   it('gets no option that it does not know', async () => {
     const old = lime({ 'root/lime.ko': kernelModule(info.filter(text => !text.startsWith('parmtype=timeout'))) })
-    const { actions } = await planned(old, given)
+    const { actions } = await imaging(old, given)
     expect((actions[1] as Change).argv).not.toContain('timeout=0')
   })
 
@@ -371,7 +380,7 @@ describe('LiME', () => {
     for (const name of ['integrity', 'confidentiality']) {
       const refused = await unavailable(lime({}, name), given)
       expect(why(refused.rejected, 'LiME module')).toBe(`kernel lockdown is '${name}', and /root/lime.ko is not signed`)
-      const signed = await planned(lime({ 'root/lime.ko': kernelModule(info, { signed: true }) }, name), given)
+      const signed = await imaging(lime({ 'root/lime.ko': kernelModule(info, { signed: true }) }, name), given)
       expect(signed.actions[1]?.kind).toBe('change')
     }
   })
@@ -456,8 +465,14 @@ describe('interpret', () => {
     gapBytes: 3072,
     unreadable: { bytes: 8192, runs: 1, named: [] },
   }
-  const verdicts = (actions: readonly ActionResult[], files: Readonly<Record<string, string>> = {}) =>
-    captureMem.interpret?.(collectedFrom('capture-mem/none', { actions, files }))
+  const all = async (actions: readonly ActionResult[], files: Readonly<Record<string, string>> = {}) =>
+    (await captureMem.interpret?.(collectedFrom('capture-mem/none', { actions, files }))) ?? []
+  const verdicts = async (actions: readonly ActionResult[], files: Readonly<Record<string, string>> = {}) =>
+    (await all(actions, files)).filter(({ rule }) => rule !== 'memory-symbols')
+  const symbols = async (facts: ActionResult['facts'], ended: Partial<ActionResult> = {}) =>
+    (await all([{ id: 'capture-mem/9', outcome: 'collected', ...(facts === undefined ? {} : { facts }), ...ended }])).filter(
+      ({ rule }) => rule === 'memory-symbols',
+    )
 
   it('a whole image: what was measured', async () => {
     const copy = { id: 'capture-mem/1', outcome: 'collected' } as const
@@ -522,5 +537,86 @@ describe('interpret', () => {
     expect(await verdicts([])).toMatchObject([
       { rule: 'memory-captured', notAssessed: expect.anything(), remedy: expect.stringMatching(/\w/) },
     ])
+  })
+
+  const kit = {
+    release: RELEASE,
+    debugPackage: `linux-image-${RELEASE}-dbg`,
+    symbols: { file: 'memory.isf.json.gz', types: 10242, symbols: 88582 },
+  }
+
+  it('symbols: how to use them', async () => {
+    expect(await symbols(kit)).toEqual([
+      {
+        rule: 'memory-symbols',
+        clear:
+          'memory.isf.json.gz holds 10242 types and 88582 symbols of 6.1.0-56-amd64: vol -s DIRECTORY -f memory.lime linux.pslist, with both in DIRECTORY',
+      },
+    ])
+  })
+
+  it.each([
+    ['not made at all', undefined, {}, /it was not made/, /the debug package of this kernel/],
+    [
+      'no BTF',
+      { ...kit, symbols: {}, noSymbols: 'this kernel has no BTF' },
+      {},
+      /this kernel has no BTF$/,
+      /linux-image-6\.1\.0-56-amd64-dbg$/,
+    ],
+    ['failed', { ...kit, symbols: {} }, { outcome: 'failed', reason: 'it is cut' } as const, /it is cut$/, /dwarf2json/],
+    ['5-level paging', { ...kit, fiveLevelPaging: true }, {}, /5-level paging, which no released version of Volatility/, /crash or drgn/],
+  ])('symbols that do not help are not clear: %s', async (_, facts, ended, why, help) => {
+    expect(await symbols(facts, ended)).toEqual([
+      { rule: 'memory-symbols', notAssessed: expect.stringMatching(why), remedy: expect.stringMatching(help) },
+    ])
+  })
+})
+
+describe('the symbol kit', () => {
+  const kitOf = async (files: Readonly<Record<string, string | null>> = {}) => {
+    const { actions, rejected } = await planned(boot('kaslr', files))
+    return { actions: actions.slice(2), rejected }
+  }
+
+  it('is made behind the image, of the files that are there', async () => {
+    const files = ['/proc/version', '/proc/kallsyms', '/sys/kernel/btf/vmlinux', `/boot/config-${RELEASE}`]
+    const { actions, rejected } = await kitOf(Object.fromEntries(files.map(file => [file.slice(1), 'x'])))
+    expect(actions.slice(0, -1).map(action => (action as Copy).from)).toEqual(
+      expect.arrayContaining([...files, '/proc/modules', '/proc/meminfo']),
+    )
+    expect(actions.slice(0, -1).map(action => (action as Copy).to)).toContain('sys_kernel_btf_vmlinux')
+    expect(actions.at(-1)).toMatchObject({
+      collector: 'kernel-symbols',
+      options: { to: 'memory.isf.json.gz', release: RELEASE, debugPackage: `the package with the debug information of ${RELEASE}` },
+      writes: ['memory.isf.json.gz', 'vmcoreinfo.txt', 'modules.jsonl', 'btf/'],
+    })
+    expect(why(rejected, 'memory.isf.json.gz')).toBeUndefined()
+  })
+
+  it('says before that a kernel without BTF gives no symbol file, and what does', async () => {
+    const { rejected } = await kitOf({ 'etc/os-release': 'ID=debian\n' })
+    expect(why(rejected, 'memory.isf.json.gz')).toMatch(/no \/sys\/kernel\/btf\/vmlinux/)
+    expect(remedy(rejected, 'memory.isf.json.gz')).toMatch(/linux-image-6\.1\.0-56-amd64-dbg$/)
+  })
+
+  it('takes no path from the name of a kernel', async () => {
+    const { actions } = await kitOf({ 'proc/sys/kernel/osrelease': '../../etc/shadow\n', 'boot/config-': 'x' })
+    expect(actions.filter(action => action.kind === 'copy' && action.from.startsWith('/boot'))).toEqual([])
+  })
+
+  it('is not made of a host whose physical memory cannot be had', async () => {
+    const found = await planned(boot('kaslr', { 'proc/12/stat': '' }), { source: 'process', pid: ['12'] })
+    expect(found.actions).toHaveLength(1)
+  })
+
+  it.each([
+    ['ID=debian', 'linux-image-6.1.0-56-amd64-dbg'],
+    ['ID=linuxmint\nID_LIKE="ubuntu debian"', 'linux-image-unsigned-6.1.0-56-amd64-dbgsym (of ddebs.ubuntu.com)'],
+    ['ID="rocky"\nID_LIKE="rhel centos fedora"', 'kernel-debuginfo-6.1.0-56-amd64'],
+    ['ID="opensuse-leap"\nID_LIKE="suse opensuse"', 'kernel-amd64-debuginfo for 6.1.0-56-amd64'],
+    ['', 'the package with the debug information of 6.1.0-56-amd64'],
+  ])('names the debug package of %j', (text, name) => {
+    expect(debugPackage(text, RELEASE)).toBe(name)
   })
 })
