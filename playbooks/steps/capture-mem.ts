@@ -1,7 +1,17 @@
 /** Physical memory by the best source that this host offers, and the reasons why the others are not taken. */
 import { type Collected, defineStep, type JsonObject, type Plan, type Rejected, type Verdict } from '../../src/step.js'
 import { fromDebugPackage, SYMBOLS, symbolKit } from '../kernel-symbols.js'
-import { FROM_OUTSIDE, IMAGE, type MemoryRequest, type Offer, offerKcore, offerLime, offerMem, offerProcesses } from '../memory-sources.js'
+import {
+  FROM_OUTSIDE,
+  IMAGE,
+  type MemoryRequest,
+  type Offer,
+  offerCrash,
+  offerKcore,
+  offerLime,
+  offerMem,
+  offerProcesses,
+} from '../memory-sources.js'
 
 interface Rung {
   readonly source: string
@@ -9,10 +19,11 @@ interface Rung {
   readonly offer: (request: MemoryRequest) => Offer
 }
 
-/** Best first: kcore needs nothing and works also where lockdown forbids modules; a module taints; /dev/mem is shut on most kernels. */
+/** Best first: kcore needs nothing and works also where lockdown forbids modules; a module taints; only Red Hat has /dev/crash; /dev/mem is shut on most kernels. */
 const LADDER: readonly Rung[] = [
   { source: 'kcore', what: '/proc/kcore', offer: offerKcore },
   { source: 'lime', what: 'LiME module', offer: offerLime },
+  { source: 'crash', what: '/dev/crash', offer: offerCrash },
   { source: 'mem', what: '/dev/mem', offer: offerMem },
   { source: 'process', what: 'process memory', offer: offerProcesses },
 ]
@@ -21,9 +32,9 @@ export const captureMem = defineStep({
   id: 'capture-mem',
   summary: 'Copy physical memory into a LiME image that Volatility reads',
   description: `Memory is the evidence that a reboot destroys. The sources are tried in this order by looking only: /proc/kcore; the LiME
-kernel module, only when one is given with --lime-module; /dev/mem, only when it can be read above 1 MiB; the memory of chosen
-processes, only when --pid is given, and that is not physical memory. Our own reader copies /dev/mem range by range, where dd would
-read on through the memory of devices.
+kernel module, only when one is given with --lime-module; /dev/crash of Red Hat's kernels; /dev/mem, only when it can be read above
+1 MiB; the memory of chosen processes, only with --pid or --suspicious, and that is not physical memory. Our own reader copies
+/dev/mem range by range, where dd would read on through the memory of devices.
 
 Beside the image lies what is needed to read it without a network or a debug package: memory.isf.json.gz, a symbol file for Volatility 3
 made of the running kernel's own types (BTF) and symbols (kallsyms) when the image is complete, and the files that it comes from.
@@ -42,7 +53,7 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
     source: {
       type: 'choice',
       summary: 'Where to read memory from; auto takes the first that works',
-      values: ['auto', 'kcore', 'lime', 'mem', 'process'],
+      values: ['auto', 'kcore', 'lime', 'crash', 'mem', 'process'],
       default: 'auto',
     },
     'lime-module': {
@@ -50,11 +61,22 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
       summary: 'LiME kernel module built for exactly this kernel, or a directory that holds it as lime-$(uname -r).ko',
     },
     pid: { type: 'list', summary: 'Processes whose memory is copied when physical memory cannot be' },
+    suspicious: {
+      type: 'switch',
+      summary: 'Like --pid, of all processes whose executable is deleted, only in memory (memfd), or in a directory for temporary files',
+    },
     'max-process': { type: 'size', summary: 'Bytes of memory of one process', default: 4 * 1024 ** 3 },
   },
 
   async plan({ host, options, directory }): Promise<Plan> {
-    const request = { host, directory, limeModule: options['lime-module'], pids: options.pid ?? [], maxProcess: options['max-process'] }
+    const request = {
+      host,
+      directory,
+      limeModule: options['lime-module'],
+      pids: options.pid ?? [],
+      suspicious: options.suspicious,
+      maxProcess: options['max-process'],
+    }
     const rejected: Rejected[] = []
     let chosen: { readonly rung: Rung; readonly offer: Exclude<Offer, Rejected> } | undefined
     for (const rung of LADDER) {

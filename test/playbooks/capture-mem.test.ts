@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
 import fc from 'fast-check'
@@ -79,11 +81,12 @@ interface Given {
   source?: string
   'lime-module'?: string
   pid?: readonly string[]
+  suspicious?: boolean
   'max-process'?: number
 }
 
 function plan(host: HostView, given: Given = {}, directory = DIRECTORY): Promise<Plan> {
-  const options = { source: 'auto', 'lime-module': undefined, pid: undefined, 'max-process': 2 ** 32, ...given }
+  const options = { source: 'auto', 'lime-module': undefined, pid: undefined, suspicious: false, 'max-process': 2 ** 32, ...given }
   return captureMem.plan({ host, options, directory, throughout: false })
 }
 
@@ -130,7 +133,11 @@ describe('/proc/kcore', () => {
     const found = await imaging(boot(name), { pid: ['1'], 'lime-module': '/nowhere' })
     expect(found.actions).toMatchObject(KCORE_ACTIONS)
     expect(found.rejected).toEqual(
-      ['LiME module', '/dev/mem', 'process memory'].map(what => ({ what, why: 'not needed: /proc/kcore can be read', remedy: '' })),
+      ['LiME module', '/dev/crash', '/dev/mem', 'process memory'].map(what => ({
+        what,
+        why: 'not needed: /proc/kcore can be read',
+        remedy: '',
+      })),
     )
     expect(found.missing).toBeUndefined()
   })
@@ -267,7 +274,7 @@ describe('/dev/mem', () => {
       options: { source: 'mem', from: '/dev/mem' },
       expectedBytes: RAM,
     })
-    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', 'process memory'])
+    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', '/dev/crash', 'process memory'])
   })
 
   it.each([
@@ -286,6 +293,53 @@ describe('/dev/mem', () => {
     expect(why(file.rejected, '/dev/mem')).toBe('a file stands in its place')
     const hidden = await unavailable(withMem(boot('kaslr', { ...noKcore, 'proc/iomem': '00000000-00000000 : System RAM\n' }), 2n ** 40n))
     expect(why(hidden.rejected, '/dev/mem')).toBe('/proc/iomem names no RAM above 1 MiB')
+  })
+})
+
+describe('/dev/crash', () => {
+  const noKcore = { 'proc/kcore': null }
+  const withCrash = (host: Host, peek: (at: bigint, bytes: number) => Uint8Array): HostView =>
+    answering(host, {
+      lstat: file => (file === '/dev/crash' ? ({ kind: 'character', size: 0n } as FileStatus) : host.lstat(file)),
+      peek: (file, at, bytes) => (file === '/dev/crash' ? peek(at, bytes) : host.peek(file, at, bytes)),
+    })
+
+  it('is taken before /dev/mem, looked at page by page', async () => {
+    const asked: (readonly [bigint, number])[] = []
+    const found = await imaging(
+      withCrash(boot('kaslr', noKcore), (at, bytes) => {
+        asked.push([at, bytes])
+        return new Uint8Array(bytes)
+      }),
+    )
+    expect(found.actions[1]).toMatchObject({
+      title: 'Copy physical memory from /dev/crash',
+      options: { source: 'crash', from: '/dev/crash' },
+      expectedBytes: RAM,
+    })
+    for (const [at, bytes] of asked) expect([at % 4096n, bytes]).toEqual([0n, 4096])
+    expect(why(found.rejected, '/dev/mem')).toBe('not needed: /dev/crash can be read')
+  })
+
+  it.each([
+    ['EFAULT', 'no page can be read (EFAULT)'],
+    ['EPERM', 'the kernel refuses it (EPERM)'],
+    ['EACCES', 'not allowed even for root (EACCES): a user namespace, or a security module'],
+  ])('is not: %s', async (code, reason) => {
+    const host = withCrash(boot('kaslr', noKcore), () => {
+      throw errno(code)
+    })
+    expect(why((await unavailable(host, { source: 'crash' })).rejected, '/dev/crash')).toBe(reason)
+  })
+
+  it('is not: no driver, no device, no addresses', async () => {
+    const none = await unavailable(boot('kaslr', noKcore))
+    expect(why(none.rejected, '/dev/crash')).toBe('none (only kernels of Red Hat have its driver, as a module)')
+    const file = await unavailable(boot('kaslr', { ...noKcore, 'dev/crash': 'RAM' }))
+    expect(why(file.rejected, '/dev/crash')).toBe('a file stands in its place')
+    const hidden = boot('kaslr', { ...noKcore, 'proc/iomem': '00000000-00000000 : System RAM\n' })
+    const found = await unavailable(withCrash(hidden, (_, bytes) => new Uint8Array(bytes)))
+    expect(why(found.rejected, '/dev/crash')).toBe('/proc/iomem names no RAM above 1 MiB')
   })
 })
 
@@ -423,7 +477,7 @@ describe('process memory', () => {
   it('that was asked for leaves nothing missing', async () => {
     const found = await planned(boot('kaslr', { 'proc/12/stat': '' }), { source: 'process', pid: ['12'] })
     expect(found.missing).toBeUndefined()
-    expect(found.rejected?.map(({ why }) => why)).toEqual(Array(3).fill('not asked for (--source process)'))
+    expect(found.rejected?.map(({ why }) => why)).toEqual(Array(4).fill('not asked for (--source process)'))
   })
 
   it.each([
@@ -438,10 +492,73 @@ describe('process memory', () => {
   })
 })
 
+describe('suspicious processes', () => {
+  const running = (executables: Readonly<Record<string, string>>): HostView => {
+    const files = Object.fromEntries(Object.keys(executables).map(pid => [`proc/${pid}/stat`, '']))
+    const host = bare(files)
+    return answering(host, {
+      readlink: file => {
+        if (file === '/proc/self') return '99'
+        const found = executables[/^\/proc\/(\d+)\/exe$/.exec(file)?.[1] ?? '']
+        if (found === undefined) throw errno('ENOENT')
+        return found
+      },
+    })
+  }
+
+  it('are those without an installed executable; not ourselves', async () => {
+    const host = running({
+      1: '/usr/lib/systemd/systemd',
+      20: '/usr/sbin/sshd (deleted)',
+      21: '/memfd:x (deleted)',
+      22: '/tmp/.x/miner',
+      23: '/dev/shm/a',
+      24: '/var/tmpfiles/a',
+      99: '/tmp/ir/node',
+    })
+    const found = await planned(host, { suspicious: true, pid: ['1', '20'] })
+    expect(found.actions).toMatchObject([
+      {
+        options: {
+          pids: [1, 20, 21, 22, 23],
+          why: {
+            1: 'asked for',
+            20: 'its executable is deleted',
+            21: 'runs from memory, without a file',
+            22: 'its executable lies below /tmp/',
+            23: 'its executable lies below /dev/shm/',
+          },
+        },
+      },
+    ])
+  })
+
+  it('none: said, and nothing is planned', async () => {
+    const found = await unavailable(running({ 1: '/usr/lib/systemd/systemd' }), { source: 'process', suspicious: true })
+    expect(why(found.rejected, 'process memory')).toMatch(/^no process runs an executable that is deleted/)
+  })
+
+  it('are found among those that run here', async () => {
+    const copy = path.join(fs.mkdtempSync('/tmp/ir-test-'), 'sleeper')
+    fs.copyFileSync('/usr/bin/sleep', copy)
+    const child = spawn(copy, ['60'])
+    try {
+      await once(child, 'spawn')
+      const host = openHost()
+      const view = answering(host, { lstat: file => (file === '/proc/kcore' ? host.lstat('/nowhere') : host.lstat(file)) })
+      const { actions } = await planned(view, { source: 'process', suspicious: true })
+      expect((actions[0] as Collect).options.why).toMatchObject({ [String(child.pid)]: 'its executable lies below /tmp/' })
+    } finally {
+      child.kill()
+      fs.rmSync(path.dirname(copy), { recursive: true })
+    }
+  })
+})
+
 describe('a host without any source', () => {
   it('is told in one line what was tried and what would help', async () => {
     const found = await unavailable(bare())
-    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', '/dev/mem', 'process memory'])
+    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', '/dev/crash', '/dev/mem', 'process memory'])
     for (const one of found.rejected ?? []) {
       expect(found.unavailable).toContain(`${one.what}: ${one.why}`)
       expect(one.remedy).not.toBe('')

@@ -1,13 +1,13 @@
-/** Physical memory into one LiME image, from /proc/kcore or /dev/mem; and the check of an image that LiME's own module wrote. */
+/** Physical memory into one LiME image, from /proc/kcore, /dev/crash or /dev/mem; and the check of an image that LiME's own module wrote. */
 import fs from 'node:fs'
 import { open } from 'node:fs/promises'
 import { z } from 'zod'
 import type { EvidenceFile } from '../../evidence/case.js'
-import { errnoOf, readFile } from '../../host.js'
+import { errnoOf, type Host, readFile } from '../../host.js'
 import type { JsonObject } from '../../step.js'
 import { formatBytes, iso } from '../../time.js'
 import type { Collector, CollectorContext, CollectorResult } from '../collector.js'
-import { type AddressRange, hex, mergeRanges, rangeFacts, subtractRanges, totalBytes } from './address-range.js'
+import { type AddressRange, hex, mergeRanges, rangeFacts, subtractRanges, totalBytes, wholePages } from './address-range.js'
 import { diskRoom, TargetError, targetOf, writeFailure } from './disk-room.js'
 import { systemRam } from './iomem.js'
 import { contradiction, type KcoreLayout, type MemoryPlan, pageSizeOf, planKcore, type ReadAt, readKcore } from './kcore.js'
@@ -17,6 +17,7 @@ import {
   INTERRUPTED,
   InterruptedRead,
   interruptible,
+  PAGE,
   pageAligned,
   STAGE_BYTES,
   type Stop,
@@ -25,8 +26,8 @@ import {
 
 const Options = z.discriminatedUnion('source', [
   z.strictObject({
-    source: z.enum(['kcore', 'mem']),
-    /** /proc/kcore or /dev/mem, as a path of the host. */
+    source: z.enum(['kcore', 'crash', 'mem']),
+    /** /proc/kcore, /dev/crash or /dev/mem, as a path of the host. */
     from: z.string(),
     iomem: z.string(),
     /** Name of the image. */
@@ -62,12 +63,20 @@ const MAX_LISTED = 1000
 const ZEROS_NOTE =
   'a page of zeros may also be one that the kernel does not give: memfd_secret, offline or poisoned pages, pages given back to the hypervisor'
 
+/** What no image of a running machine is, and what this one holds beside evidence. */
+const IMAGE_NOTES = [
+  ZEROS_NOTE,
+  'swap and zram devices are not in it; of memfd_secret there are zeros only',
+  'the machine ran on while it was read: parts of it are as old as their range says, and do not agree with each other',
+  'it holds personal data, passwords and keys of whoever used this machine',
+]
+
 /** makedev(1, 1), Documentation/admin-guide/devices.txt: physical memory. */
 const MEM_DEVICE = 0x101n
 
 /**
  * Reads with positions beyond 2^53, in a thread of its own, so that a read that hangs does not stop anything else.
- * @throws errno errors of open(2), and an Error when something else stands in the place of /dev/mem.
+ * @throws errno errors of open(2), and an Error when something else stands in the place of a device.
  */
 export async function openMemory(realPath: string, source: CaptureOptions['source']): Promise<MemorySource> {
   const handle = await open(realPath, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK | fs.constants.O_NOCTTY)
@@ -76,13 +85,23 @@ export async function openMemory(realPath: string, source: CaptureOptions['sourc
     await handle.close()
     throw new Error('it is not the device of physical memory')
   }
+  if (source === 'crash' && !status.isCharacterDevice()) {
+    await handle.close()
+    throw new Error('it is no device')
+  }
+  const read: ReadAt = async (into, at) => (await handle.read(into, 0, into.length, at)).bytesRead
   return {
-    read: async (into, at) => (await handle.read(into, 0, into.length, at)).bytesRead,
+    read: source === 'crash' ? pageByPage(read) : read,
     close: () => handle.close(),
   }
 }
 
-/** Copies /proc/kcore or /dev/mem, or checks LiME's image, as the options of the plan say. */
+/** The driver of /dev/crash refuses a read across the end of a page (EINVAL): drivers/char/crash.c of Red Hat's kernels. */
+export function pageByPage(read: ReadAt): ReadAt {
+  return (into, at) => read(into.subarray(0, Math.min(into.length, PAGE - Number(at % BigInt(PAGE)))), at)
+}
+
+/** Copies /proc/kcore, /dev/crash or /dev/mem, or checks LiME's image, as the options of the plan say. */
 export const physicalMemory: Collector = physicalMemoryFrom(openMemory)
 
 /** The same with another way to open the source. */
@@ -121,7 +140,7 @@ async function capture(
         plan = planKcore(layout, ram)
         const wrong = await contradiction(read, layout, plan)
         if (wrong !== undefined) return unusable(new Error(`its physical addresses cannot be believed: ${wrong}`))
-      } else plan = planMem(ram)
+      } else plan = options.source === 'crash' ? planPages(ram) : planMem(ram)
     } catch (error) {
       if (error instanceof InterruptedRead) return { ...INTERRUPTED }
       return unusable(error)
@@ -138,6 +157,13 @@ async function capture(
 /** /dev/mem holds every byte of RAM at its own address. */
 function planMem(ram: readonly AddressRange[]): MemoryPlan {
   return { pieces: mergeRanges(ram).map(({ start, end }) => ({ start, end, offset: start })), gaps: [], missingPages: [] }
+}
+
+/** /dev/crash holds every page of RAM at its own address, and only whole ones. */
+function planPages(ram: readonly AddressRange[]): MemoryPlan {
+  const whole = mergeRanges(ram)
+  const pages = mergeRanges(wholePages(whole, BigInt(PAGE)))
+  return { pieces: planMem(pages).pieces, gaps: subtractRanges(whole, pages), missingPages: [] }
 }
 
 /** One image, from its first header to its facts. */
@@ -168,16 +194,17 @@ class Capture {
   async run(): Promise<CollectorResult> {
     const { context, options } = this
     const started = context.host.monotonic()
+    const before = freeMemory(context.host)
     const file = context.case.open(context.step, options.to)
     const stopped = await this.copyAll(file)
     const shortfall = stopped ?? this.shortfall(file)
     const seconds = Math.round(context.host.monotonic() - started) / 1000
-    const facts = { ...this.facts(), seconds }
+    const facts = { ...this.facts(), seconds, footprint: footprint(before, freeMemory(context.host)), notes: IMAGE_NOTES }
     if (this.bytes === 0n) {
       file.discard()
       return { outcome: shortfall?.outcome ?? 'failed', reason: shortfall?.reason ?? 'nothing was read', facts }
     }
-    const notes = shortfall === undefined ? [ZEROS_NOTE] : [`incomplete: ${shortfall.reason}`, ZEROS_NOTE]
+    const notes = shortfall === undefined ? IMAGE_NOTES : [`incomplete: ${shortfall.reason}`, ...IMAGE_NOTES]
     const artifact = file.close({ action: context.action, how: 'collector', path: options.from, notes })
     const kept = { ...facts, image: options.to, fileBytes: artifact.bytes }
     if (shortfall === undefined) return { outcome: 'collected', facts: kept }
@@ -194,7 +221,7 @@ class Capture {
       for (const piece of this.plan.pieces) {
         const full = room(LIME_HEADER)
         if (full !== undefined) return full
-        const began = context.host.now()
+        const began = moment(context.host)
         sink.write(limeHeader(piece))
         const { stopped } = await copyPiece(piece, {
           read: this.read,
@@ -210,7 +237,7 @@ class Capture {
           },
         })
         if (this.ranges.length < MAX_LISTED) {
-          this.ranges.push({ ...rangeFacts(piece), began: iso(began), ended: iso(context.host.now()) })
+          this.ranges.push({ ...rangeFacts(piece), began, ended: moment(context.host) })
         }
         if (stopped !== undefined) return stopped
       }
@@ -266,6 +293,30 @@ class Capture {
     this.reported = now
     this.context.progress({ bytes: Number(this.bytes), totalBytes: this.planned })
   }
+}
+
+/** By the wall clock, and in the milliseconds of the custody log's `mono`: the wall clock may step, or be wrong. */
+function moment(host: Host): JsonObject {
+  return { at: iso(host.now()), mono: Math.round(host.monotonic() * 1000) / 1000 }
+}
+
+/** Bytes that MemFree, MemAvailable and Dirty of proc_meminfo(5) tell, as far as they do. */
+function freeMemory(host: Host): JsonObject {
+  let text: string
+  try {
+    text = host.read('/proc/meminfo')
+  } catch (error) {
+    if (errnoOf(error) === '') throw error
+    return {}
+  }
+  const found = [...text.matchAll(/^(MemFree|MemAvailable|Dirty|SwapTotal|SwapFree): +(\d{1,15}) kB$/gm)]
+  return Object.fromEntries(found.map(([, name, kibibytes]) => [name as string, Number(kibibytes) * 1024]))
+}
+
+/** What the capture itself did to the memory that it copied. */
+function footprint(before: JsonObject, after: JsonObject): JsonObject {
+  // ru_maxrss is in KiB, getrusage(2).
+  return { pid: process.pid, rssBytes: process.memoryUsage.rss(), largestRssBytes: process.resourceUsage().maxRSS * 1024, before, after }
 }
 
 /** What tells an examiner which kernel this was and where it lay; absent in kernels before 4.19. */
