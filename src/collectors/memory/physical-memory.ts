@@ -18,10 +18,12 @@ import {
   InterruptedRead,
   interruptible,
   PAGE,
+  type PageCopy,
   pageAligned,
   STAGE_BYTES,
   type Stop,
   UnreadablePages,
+  watched,
 } from './page-copy.js'
 
 const Options = z.discriminatedUnion('source', [
@@ -52,6 +54,9 @@ const IOMEM_LIMIT = 16 << 20
 
 /** Between two figures for the engineer. */
 const PROGRESS_MS = 250
+
+/** A read of 4 MiB takes a few milliseconds, in an emulated machine a hundred. */
+const PATIENCE_MS = 60_000
 
 /** A single bad page is the machine's; above this share of the image something else is wrong and it must not count as complete. */
 const UNREADABLE_SHARE = 0.01
@@ -104,12 +109,12 @@ export function pageByPage(read: ReadAt): ReadAt {
 /** Copies /proc/kcore, /dev/crash or /dev/mem, or checks LiME's image, as the options of the plan say. */
 export const physicalMemory: Collector = physicalMemoryFrom(openMemory)
 
-/** The same with another way to open the source. */
-export function physicalMemoryFrom(openSource: typeof openMemory): Collector {
+/** The same with another way to open the source, and another patience with its reads, in milliseconds. */
+export function physicalMemoryFrom(openSource: typeof openMemory, patience = PATIENCE_MS): Collector {
   return async context => {
     const options = Options.parse(context.options)
     const ram = systemRam(readFile(context.host.at(options.iomem), IOMEM_LIMIT).toString('latin1'))
-    return options.source === 'lime' ? checkImage(options, ram, context) : capture(options, ram, context, openSource)
+    return options.source === 'lime' ? checkImage(options, ram, context) : capture(options, ram, context, openSource, patience)
   }
 }
 
@@ -118,6 +123,7 @@ async function capture(
   ram: readonly AddressRange[],
   context: CollectorContext,
   openSource: typeof openMemory,
+  patience: number,
 ): Promise<CollectorResult> {
   const unusable = (error: unknown): CollectorResult => ({
     outcome: 'failed',
@@ -130,7 +136,8 @@ async function capture(
     const outcome = errnoOf(error) === 'ENOENT' ? 'unavailable' : 'failed'
     return { outcome, reason: `${options.from} cannot be opened: ${errnoOf(error) || messageOf(error)}` }
   }
-  const read = interruptible(source.read, context.signal)
+  const watch = watched(source.read, patience)
+  const read = interruptible(watch.read, context.signal)
   try {
     let plan: MemoryPlan
     let layout: KcoreLayout | undefined
@@ -146,11 +153,11 @@ async function capture(
       return unusable(error)
     }
     if (plan.pieces.length === 0) return unusable(new Error('it holds none of the RAM that /proc/iomem names'))
-    return await new Capture(options, plan, layout, read, context).run()
+    return await new Capture(options, plan, layout, { read, stalls: watch.stalls }, context).run()
   } finally {
     // A read that hangs holds its descriptor: closing would wait for it.
     const closed = source.close().catch(() => {})
-    if (!context.signal.aborted) await closed
+    if (!context.signal.aborted && watch.stalls() === 0) await closed
   }
 }
 
@@ -171,7 +178,7 @@ class Capture {
   private readonly options: CaptureOptions
   private readonly plan: MemoryPlan
   private readonly layout: KcoreLayout | undefined
-  private readonly read: ReadAt
+  private readonly source: Pick<PageCopy, 'read' | 'stalls'>
   private readonly context: CollectorContext
   private readonly unreadable = new UnreadablePages()
   private readonly planned: number
@@ -182,11 +189,17 @@ class Capture {
   private completeTo: bigint | undefined
   private reported = Number.NEGATIVE_INFINITY
 
-  constructor(options: CaptureOptions, plan: MemoryPlan, layout: KcoreLayout | undefined, read: ReadAt, context: CollectorContext) {
+  constructor(
+    options: CaptureOptions,
+    plan: MemoryPlan,
+    layout: KcoreLayout | undefined,
+    source: Pick<PageCopy, 'read' | 'stalls'>,
+    context: CollectorContext,
+  ) {
     this.options = options
     this.plan = plan
     this.layout = layout
-    this.read = read
+    this.source = source
     this.context = context
     this.planned = Number(totalBytes(plan.pieces))
   }
@@ -214,8 +227,20 @@ class Capture {
   private async copyAll(file: EvidenceFile): Promise<Stop | undefined> {
     const { context } = this
     const room = diskRoom(context.case.directory, this.options.reserve)
-    const stage = pageAligned(STAGE_BYTES)
     const sink = targetOf(file)
+    const copy: PageCopy = {
+      ...this.source,
+      sink,
+      stage: pageAligned(STAGE_BYTES),
+      unreadable: this.unreadable,
+      room,
+      copied: (bytes, upTo, zero) => {
+        this.bytes += BigInt(bytes)
+        if (zero) this.zeroBytes += bytes
+        this.completeTo = upTo - 1n
+        this.progress(false)
+      },
+    }
     this.progress(true)
     try {
       for (const piece of this.plan.pieces) {
@@ -223,19 +248,7 @@ class Capture {
         if (full !== undefined) return full
         const began = moment(context.host)
         sink.write(limeHeader(piece))
-        const { stopped } = await copyPiece(piece, {
-          read: this.read,
-          sink,
-          stage,
-          unreadable: this.unreadable,
-          room,
-          copied: (bytes, upTo, zero) => {
-            this.bytes += BigInt(bytes)
-            if (zero) this.zeroBytes += bytes
-            this.completeTo = upTo - 1n
-            this.progress(false)
-          },
-        })
+        const { stopped } = await copyPiece(piece, copy)
         if (this.ranges.length < MAX_LISTED) {
           this.ranges.push({ ...rangeFacts(piece), began, ended: moment(context.host) })
         }

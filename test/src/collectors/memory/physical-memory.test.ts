@@ -228,6 +228,42 @@ describe('kcore', () => {
     expect(image().equals(expected())).toBe(true)
   })
 
+  /** Reads that touch these physical addresses never come back. */
+  const hanging = (...addresses: readonly bigint[]) =>
+    physicalMemoryFrom(async (realPath, source) => {
+      const opened = await openMemory(realPath, source)
+      return {
+        read: (into, from) => {
+          const first = from - HIGH.offset + 0x100000n
+          // What hangs writes to its buffer all the same, when everybody has forgotten it.
+          if (!addresses.some(address => first <= address && address < first + BigInt(into.length))) return opened.read(into, from)
+          return new Promise<number>(() => setTimeout(() => into.fill(0xff), 450))
+        },
+        close: opened.close,
+      }
+    }, 300)
+
+  it('gives up a chunk whose read hangs, and goes on', async () => {
+    const result = await hanging(0x2345678n >> 4n)(context())
+    expect(result).toMatchObject({
+      // 4 MiB of 10: too much to count as an image of this machine.
+      outcome: 'failed',
+      reason: expect.stringMatching(/^4\.0 MiB of 10\.6 MiB could not be read/),
+      facts: {
+        bytes: PLANNED,
+        unreadable: { bytes: 4 * MiB, runs: 1, named: [{ first: '0x100000', last: '0x4fffff', error: 'stalled' }] },
+      },
+    })
+    const wanted = expected()
+    const at = 32 + 0x9e000 + 32
+    expect(image().equals(wanted.fill(0, at, at + 4 * MiB))).toBe(true)
+  })
+
+  it('ends when nothing but reads that hang would be left', async () => {
+    const result = await hanging(0x100000n, 0x500000n, 0x900000n)(context())
+    expect(result).toMatchObject({ outcome: 'failed', reason: expect.stringMatching(/^3 reads hang/) })
+  })
+
   it('counts a read that gives nothing as unreadable', async () => {
     const page = HIGH.offset + 0x7000n
     const result = await changed(read => (into, at) => {
