@@ -43,11 +43,17 @@ function tools(host: Host): Tool[] {
 
 /** What capture-mem would do, as its own plan says. */
 async function memory(host: Host): Promise<MemoryOffer> {
-  const options = { source: 'auto', 'lime-module': undefined, pid: undefined, 'max-process': captureMem.options['max-process'].default }
+  const options = {
+    source: 'auto',
+    'lime-module': undefined,
+    pid: undefined,
+    suspicious: false,
+    'max-process': captureMem.options['max-process'].default,
+  }
   const plan = await captureMem.plan({ host, options, directory: '/', throughout: false })
   const actions = 'actions' in plan ? plan.actions : []
   const chosen = actions.flatMap(action =>
-    action.kind === 'collect'
+    action.kind === 'collect' && action.collector !== 'kernel-symbols'
       ? [{ title: action.title, ...(action.expectedBytes === undefined ? {} : { bytes: action.expectedBytes }) }]
       : [],
   )

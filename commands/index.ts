@@ -6,6 +6,7 @@ import { isolate } from '../playbooks/steps/isolate.js'
 import { release } from '../playbooks/steps/release.js'
 import { snapshotConnections } from '../playbooks/steps/snapshot-connections.js'
 import { snapshotProcesses } from '../playbooks/steps/snapshot-processes.js'
+import { checkImage } from './check-image.js'
 import Doctor from './doctor.js'
 import Drill from './drill.js'
 import Respond from './respond.js'
@@ -23,7 +24,10 @@ export const COMMANDS = {
     examples: ['snapshot-connections', 'snapshot-connections --output /var/tmp --json'],
   }),
   'snapshot-processes': stepCommand(snapshotProcesses, { examples: ['snapshot-processes', 'snapshot-processes --output /var/tmp --json'] }),
-  'capture-mem': stepCommand(captureMem, { examples: ['capture-mem --dry-run', 'capture-mem --source process --pid 1234'] }),
+  'capture-mem': stepCommand(captureMem, {
+    examples: ['capture-mem --dry-run', 'capture-mem --source process --pid 1234', 'capture-mem --check memory.lime'],
+    instead: checkImage,
+  }),
   'capture-net': stepCommand(captureNet, {
     examples: ['capture-net --duration 60s', 'capture-net --rotate 300s --files 5 --interface eth0'],
   }),

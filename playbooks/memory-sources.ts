@@ -12,6 +12,8 @@ export interface MemoryRequest {
   readonly directory: string
   readonly limeModule: string | undefined
   readonly pids: readonly string[]
+  /** Also those that run an executable which is deleted, in memory only, or in a directory for temporary files. */
+  readonly suspicious: boolean
   /** Bytes of memory of one process. */
   readonly maxProcess: number
 }
@@ -20,6 +22,7 @@ export const IMAGE = 'memory.lime'
 
 const KCORE = '/proc/kcore'
 const MEM = '/dev/mem'
+const CRASH = '/dev/crash'
 const IOMEM = '/proc/iomem'
 
 /** Assumed, bytes a second: what a plain disk of a rented server takes, which is less than the kernel gives. */
@@ -102,6 +105,24 @@ export function offerMem({ host }: MemoryRequest): Offer {
   return captureActions(host, 'mem', MEM)
 }
 
+/** /dev/crash: the driver that Red Hat's kernels have for the crash utility; it gives one page at a time. */
+export function offerCrash({ host }: MemoryRequest): Offer {
+  try {
+    const { kind } = host.lstat(CRASH)
+    if (kind !== 'character') return no(CRASH, `a ${kind} stands in its place`, ON_THE_HOST)
+  } catch (error) {
+    const code = codeOf(error)
+    if (code === 'ENOENT') return no(CRASH, 'none (only kernels of Red Hat have its driver, as a module)', limeRemedy(host))
+    return refusal(host, CRASH, code)
+  }
+  const places = placesAbove(systemRam(host) ?? [], FIRST_MEBIBYTE)
+  if (places.length === 0) return no(CRASH, `${IOMEM} names no RAM above 1 MiB`, 'run as root')
+  const refused = refusedEverywhere(host, CRASH, places)
+  if (refused === 'EACCES' || refused === 'EPERM') return refusal(host, CRASH, refused)
+  if (refused !== undefined) return no(CRASH, `no page can be read (${refused})`, limeRemedy(host))
+  return captureActions(host, 'crash', CRASH)
+}
+
 /** LiME's kernel module: given, built for this very kernel, and the kernel will take it. */
 export function offerLime({ host, limeModule, directory }: MemoryRequest): Offer {
   const what = 'LiME module'
@@ -156,12 +177,19 @@ export function offerLime({ host, limeModule, directory }: MemoryRequest): Offer
 }
 
 /** The memory of processes, which is not the machine's. */
-export function offerProcesses({ host, pids, maxProcess }: MemoryRequest): Offer {
+export function offerProcesses({ host, pids, suspicious, maxProcess }: MemoryRequest): Offer {
   const what = 'process memory'
-  if (pids.length === 0) return no(what, 'no process given', '--pid LIST: the memory of these processes, which is not physical memory')
+  if (pids.length === 0 && !suspicious) {
+    return no(what, 'no process given', '--pid LIST, or --suspicious: the memory of these processes, which is not physical memory')
+  }
   const wrong = pids.find(pid => !/^[1-9]\d{0,9}$/.test(pid))
   if (wrong !== undefined) return no(what, `'${wrong}' is no process id`, '--pid 1234,5678')
-  const wanted = [...new Set(pids.map(Number))].sort((a, b) => a - b)
+  const chosen = new Map(pids.map(pid => [Number(pid), 'asked for']))
+  if (suspicious) for (const [pid, why] of suspects(host)) chosen.set(pid, why)
+  const wanted = [...chosen.keys()].sort((a, b) => a - b)
+  if (wanted.length === 0) {
+    return no(what, 'no process runs an executable that is deleted, in memory only, or in a directory for temporary files', '--pid LIST')
+  }
   const there = wanted.filter(pid => exists(host, `/proc/${pid}`))
   if (there.length === 0) return no(what, `no such process: ${wanted.join(', ')}`, 'ps -e shows the ids')
   return {
@@ -170,7 +198,12 @@ export function offerProcesses({ host, pids, maxProcess }: MemoryRequest): Offer
         kind: 'collect',
         title: `Copy the memory of ${wanted.length === 1 ? `process ${wanted[0]}` : `${wanted.length} processes`} (this is not physical memory)`,
         collector: 'process-memory',
-        options: { pids: wanted, maxBytes: maxProcess, reserve: DISK_RESERVE },
+        options: {
+          pids: wanted,
+          maxBytes: maxProcess,
+          reserve: DISK_RESERVE,
+          ...(suspicious ? { why: Object.fromEntries(wanted.map(pid => [pid, chosen.get(pid) ?? ''])) } : {}),
+        },
         writes: wanted.flatMap(pid => [`process-${pid}.maps.txt`, `process-${pid}.core`]),
         limit: 60 + Math.ceil((PROCESS_SLACK * maxProcess * wanted.length) / RATE),
       },
@@ -178,7 +211,39 @@ export function offerProcesses({ host, pids, maxProcess }: MemoryRequest): Offer
   }
 }
 
-function captureActions(host: HostView, source: 'kcore' | 'mem', from: string, remark = ''): { readonly actions: readonly Action[] } {
+/** More than that is a host on which the signs mean nothing, such as one in the middle of an upgrade. */
+const MAX_SUSPECTS = 500
+
+/** hier(7): where anybody may write. */
+const TEMPORARY = ['/tmp/', '/var/tmp/', '/dev/shm/', '/run/shm/', '/run/user/']
+
+/** Processes whose executable is not an installed file, by what /proc/PID/exe says (proc_pid_exe(5)); never ourselves. */
+function suspects(host: HostView): [pid: number, why: string][] {
+  const own = linkOf(host, '/proc/self')
+  const found: [number, string][] = []
+  for (const name of listOf(host, '/proc')) {
+    if (!/^[1-9]\d{0,9}$/.test(name) || name === own) continue
+    const executable = linkOf(host, `/proc/${name}/exe`)
+    const why = executable === undefined ? undefined : suspicion(executable)
+    if (why !== undefined) found.push([Number(name), why])
+    if (found.length === MAX_SUSPECTS) break
+  }
+  return found
+}
+
+function suspicion(executable: string): string | undefined {
+  if (executable.startsWith('/memfd:')) return 'runs from memory, without a file'
+  if (executable.endsWith(' (deleted)')) return 'its executable is deleted'
+  const folder = TEMPORARY.find(one => executable.startsWith(one))
+  return folder === undefined ? undefined : `its executable lies below ${folder}`
+}
+
+function captureActions(
+  host: HostView,
+  source: 'kcore' | 'mem' | 'crash',
+  from: string,
+  remark = '',
+): { readonly actions: readonly Action[] } {
   return {
     actions: [
       copyIomem(),
@@ -377,6 +442,23 @@ function exists(host: HostView, path: string): boolean {
     return true
   } catch {
     return false
+  }
+}
+
+function listOf(host: HostView, path: string): readonly string[] {
+  try {
+    return host.list(path)
+  } catch {
+    return []
+  }
+}
+
+function linkOf(host: HostView, path: string): string | undefined {
+  try {
+    return host.readlink(path)
+  } catch {
+    // A kernel thread, somebody else's, or gone.
+    return undefined
   }
 }
 

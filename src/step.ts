@@ -52,7 +52,7 @@ export interface Copy {
 }
 
 /** Our own readers, each a file in src/collectors/. */
-export type CollectorName = 'sockets' | 'processes' | 'physical-memory' | 'process-memory' | 'packet-ring' | 'attributes'
+export type CollectorName = 'sockets' | 'processes' | 'physical-memory' | 'process-memory' | 'kernel-symbols' | 'packet-ring' | 'attributes'
 
 /** A collector of ours with its options. */
 export interface Collect {

@@ -1,6 +1,17 @@
 /** Physical memory by the best source that this host offers, and the reasons why the others are not taken. */
 import { type Collected, defineStep, type JsonObject, type Plan, type Rejected, type Verdict } from '../../src/step.js'
-import { FROM_OUTSIDE, IMAGE, type MemoryRequest, type Offer, offerKcore, offerLime, offerMem, offerProcesses } from '../memory-sources.js'
+import { fromDebugPackage, SYMBOLS, symbolKit } from '../kernel-symbols.js'
+import {
+  FROM_OUTSIDE,
+  IMAGE,
+  type MemoryRequest,
+  type Offer,
+  offerCrash,
+  offerKcore,
+  offerLime,
+  offerMem,
+  offerProcesses,
+} from '../memory-sources.js'
 
 interface Rung {
   readonly source: string
@@ -8,10 +19,11 @@ interface Rung {
   readonly offer: (request: MemoryRequest) => Offer
 }
 
-/** Best first: kcore needs nothing and works also where lockdown forbids modules; a module taints; /dev/mem is shut on most kernels. */
+/** Best first: kcore needs nothing and works also where lockdown forbids modules; a module taints; only Red Hat has /dev/crash; /dev/mem is shut on most kernels. */
 const LADDER: readonly Rung[] = [
   { source: 'kcore', what: '/proc/kcore', offer: offerKcore },
   { source: 'lime', what: 'LiME module', offer: offerLime },
+  { source: 'crash', what: '/dev/crash', offer: offerCrash },
   { source: 'mem', what: '/dev/mem', offer: offerMem },
   { source: 'process', what: 'process memory', offer: offerProcesses },
 ]
@@ -20,9 +32,12 @@ export const captureMem = defineStep({
   id: 'capture-mem',
   summary: 'Copy physical memory into a LiME image that Volatility reads',
   description: `Memory is the evidence that a reboot destroys. The sources are tried in this order by looking only: /proc/kcore; the LiME
-kernel module, only when one is given with --lime-module; /dev/mem, only when it can be read above 1 MiB; the memory of chosen
-processes, only when --pid is given, and that is not physical memory. Our own reader copies /dev/mem range by range, where dd would
-read on through the memory of devices.
+kernel module, only when one is given with --lime-module; /dev/crash of Red Hat's kernels; /dev/mem, only when it can be read above
+1 MiB; the memory of chosen processes, only with --pid or --suspicious, and that is not physical memory. Our own reader copies
+/dev/mem range by range, where dd would read on through the memory of devices.
+
+Beside the image lies what is needed to read it without a network or a debug package: memory.isf.json.gz, a symbol file for Volatility 3
+made of the running kernel's own types (BTF) and symbols (kallsyms) when the image is complete, and the files that it comes from.
 
 Pages that cannot be read are zeros in the image and are listed; an image that lacks more is marked incomplete and never counts as
 collected. It changes nothing on the host, but for LiME, whose module taints the kernel until it is booted and is removed again.
@@ -38,7 +53,7 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
     source: {
       type: 'choice',
       summary: 'Where to read memory from; auto takes the first that works',
-      values: ['auto', 'kcore', 'lime', 'mem', 'process'],
+      values: ['auto', 'kcore', 'lime', 'crash', 'mem', 'process'],
       default: 'auto',
     },
     'lime-module': {
@@ -46,11 +61,22 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
       summary: 'LiME kernel module built for exactly this kernel, or a directory that holds it as lime-$(uname -r).ko',
     },
     pid: { type: 'list', summary: 'Processes whose memory is copied when physical memory cannot be' },
+    suspicious: {
+      type: 'switch',
+      summary: 'Like --pid, of all processes whose executable is deleted, only in memory (memfd), or in a directory for temporary files',
+    },
     'max-process': { type: 'size', summary: 'Bytes of memory of one process', default: 4 * 1024 ** 3 },
   },
 
   async plan({ host, options, directory }): Promise<Plan> {
-    const request = { host, directory, limeModule: options['lime-module'], pids: options.pid ?? [], maxProcess: options['max-process'] }
+    const request = {
+      host,
+      directory,
+      limeModule: options['lime-module'],
+      pids: options.pid ?? [],
+      suspicious: options.suspicious,
+      maxProcess: options['max-process'],
+    }
     const rejected: Rejected[] = []
     let chosen: { readonly rung: Rung; readonly offer: Exclude<Offer, Rejected> } | undefined
     for (const rung of LADDER) {
@@ -74,14 +100,16 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
     // Asked for physical memory, and got less.
     const less = options.source === 'auto' && chosen.rung.source === 'process'
     const missing = less ? { missing: [{ what: 'physical memory', why: whys, remedy }] } : {}
-    return { actions: chosen.offer.actions, rejected, ...missing }
+    if (chosen.rung.source === 'process') return { actions: chosen.offer.actions, rejected, ...missing }
+    const kit = symbolKit(host)
+    return { actions: [...chosen.offer.actions, ...kit.actions], rejected: [...rejected, ...kit.rejected] }
   },
 
   async interpret(collected): Promise<readonly Verdict[]> {
     const results = collected.actions.filter(action => typeof action.facts?.source === 'string')
     const processes = results.find(action => action.facts?.source === 'process')
     const physical = results.find(action => action.facts?.source !== 'process')
-    if (processes === undefined) return [physicalVerdict(collected, physical)]
+    if (processes === undefined) return [physicalVerdict(collected, physical), symbolsVerdict(collected)]
     return [{ ...NOT_PHYSICAL, remedy: REMEDY }, processVerdict(processes)]
   },
 })
@@ -89,6 +117,7 @@ Swap is not included. The expected time assumes 125 MiB/s, a ninth of that with 
 type ActionResult = Collected['actions'][number]
 
 const PHYSICAL = 'memory-captured'
+const SYMBOLS_MADE = 'memory-symbols'
 const PROCESSES = 'process-memory-captured'
 const REMEDY = 'The plan names each source with what would help against its refusal'
 const NOT_PHYSICAL = { rule: PHYSICAL, notAssessed: 'Physical memory was not captured, only that of chosen processes' }
@@ -114,6 +143,26 @@ function physicalVerdict(collected: Collected, result: ActionResult | undefined)
     ...(gaps > 0 ? [`${size(gaps)} in partial pages at the borders of ranges are not in it`] : []),
   ]
   return { rule: PHYSICAL, clear: parts.join('; ') }
+}
+
+function symbolsVerdict(collected: Collected): Verdict {
+  const result = collected.actions.find(action => typeof action.facts?.debugPackage === 'string')
+  const facts = result?.facts ?? {}
+  const remedy = fromDebugPackage(typeof facts.debugPackage === 'string' ? facts.debugPackage : 'the debug package of this kernel')
+  const no = (why: string): Verdict => ({ rule: SYMBOLS_MADE, notAssessed: `There is no symbol file for the image: ${why}`, remedy })
+  if (result === undefined) return no('it was not made')
+  if (typeof facts.noSymbols === 'string') return no(facts.noSymbols)
+  const symbols = objectIn(facts, 'symbols')
+  if (result.outcome !== 'collected' || typeof symbols.file !== 'string') return no(result.reason ?? result.outcome)
+  const made = `${SYMBOLS} holds ${numberIn(symbols, 'types')} types and ${numberIn(symbols, 'symbols')} symbols of ${String(facts.release)}`
+  if (facts.fiveLevelPaging === true) {
+    return {
+      rule: SYMBOLS_MADE,
+      notAssessed: `${made}, but this kernel uses 5-level paging, which no released version of Volatility can translate`,
+      remedy: 'use crash or drgn with the debug package, or a later Volatility; strings and records of the image can be read all the same',
+    }
+  }
+  return { rule: SYMBOLS_MADE, clear: `${made}: vol -s DIRECTORY -f ${IMAGE} linux.pslist, with both in DIRECTORY` }
 }
 
 function processVerdict(result: ActionResult): Verdict {

@@ -1,11 +1,14 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
 import fc from 'fast-check'
 import { afterEach, describe, expect, it } from 'vitest'
 import { moduleInfo } from '../../playbooks/elf.js'
+import { debugPackage } from '../../playbooks/kernel-symbols.js'
 import { captureMem } from '../../playbooks/steps/capture-mem.js'
 import { type Host, openHost } from '../../src/host.js'
-import type { ActionResult, Change, Collect, FileStatus, HostView, Plan, Rejected } from '../../src/step.js'
+import type { ActionResult, Change, Collect, Copy, FileStatus, HostView, Plan, Rejected } from '../../src/step.js'
 import { collectedFrom } from '../helpers/collected.js'
 import { kcoreHeaders, recordedHost, temporaryDirectory } from '../helpers/kcore.js'
 import { kernelModule } from '../helpers/kernel-module.js'
@@ -78,11 +81,12 @@ interface Given {
   source?: string
   'lime-module'?: string
   pid?: readonly string[]
+  suspicious?: boolean
   'max-process'?: number
 }
 
 function plan(host: HostView, given: Given = {}, directory = DIRECTORY): Promise<Plan> {
-  const options = { source: 'auto', 'lime-module': undefined, pid: undefined, 'max-process': 2 ** 32, ...given }
+  const options = { source: 'auto', 'lime-module': undefined, pid: undefined, suspicious: false, 'max-process': 2 ** 32, ...given }
   return captureMem.plan({ host, options, directory, throughout: false })
 }
 
@@ -91,6 +95,14 @@ async function planned(host: HostView, given?: Given, directory?: string) {
   if (!('actions' in found)) throw new Error(JSON.stringify(found))
   expect(JSON.parse(JSON.stringify(found))).toEqual(found)
   return found
+}
+
+/** What makes the image, without what is laid beside it. */
+async function imaging(host: HostView, given?: Given, directory?: string) {
+  const found = await planned(host, given, directory)
+  const first = found.actions.findIndex(action => action.kind === 'copy' && action.to !== 'iomem.txt')
+  const rejected = found.rejected?.filter(({ what }) => what !== 'memory.isf.json.gz')
+  return { ...found, actions: found.actions.slice(0, first === -1 ? undefined : first), rejected }
 }
 
 async function unavailable(host: HostView, given?: Given, directory?: string) {
@@ -118,10 +130,14 @@ const KCORE_ACTIONS = [
 
 describe('/proc/kcore', () => {
   it.each(['kaslr', 'five-level', 'integrity'])('is taken on the boot %s, and every other source is named with why not', async name => {
-    const found = await planned(boot(name), { pid: ['1'], 'lime-module': '/nowhere' })
+    const found = await imaging(boot(name), { pid: ['1'], 'lime-module': '/nowhere' })
     expect(found.actions).toMatchObject(KCORE_ACTIONS)
     expect(found.rejected).toEqual(
-      ['LiME module', '/dev/mem', 'process memory'].map(what => ({ what, why: 'not needed: /proc/kcore can be read', remedy: '' })),
+      ['LiME module', '/dev/crash', '/dev/mem', 'process memory'].map(what => ({
+        what,
+        why: 'not needed: /proc/kcore can be read',
+        remedy: '',
+      })),
     )
     expect(found.missing).toBeUndefined()
   })
@@ -154,7 +170,7 @@ describe('/proc/kcore', () => {
         return host.peek(file, at, bytes)
       },
     })
-    expect((await planned(view)).actions).toMatchObject(KCORE_ACTIONS)
+    expect((await imaging(view)).actions).toMatchObject(KCORE_ACTIONS)
   })
 
   it.each([
@@ -240,7 +256,7 @@ describe('/proc/kcore', () => {
       'proc/iomem': '00000000-00000000 : Reserved\n00000000-00000000 : System RAM\n00000000-00000000 : System RAM\n',
       'proc/meminfo': 'MemTotal:         225864 kB\nMemFree:          100000 kB\n',
     }
-    const found = await planned(refusing(boot('kaslr', user), '/proc/kcore', 'EACCES'))
+    const found = await imaging(refusing(boot('kaslr', user), '/proc/kcore', 'EACCES'))
     expect(found.actions[1]).toMatchObject({
       title: 'Copy physical memory from /proc/kcore, not tried: only root may open it',
       expectedBytes: 225864 * 1024,
@@ -252,13 +268,13 @@ describe('/dev/mem', () => {
   const noKcore = { 'proc/kcore': null }
 
   it('is taken when RAM above 1 MiB can be read', async () => {
-    const found = await planned(withMem(boot('kaslr', noKcore), 2n ** 40n))
+    const found = await imaging(withMem(boot('kaslr', noKcore), 2n ** 40n))
     expect(found.actions[1]).toMatchObject({
       collector: 'physical-memory',
       options: { source: 'mem', from: '/dev/mem' },
       expectedBytes: RAM,
     })
-    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', 'process memory'])
+    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', '/dev/crash', 'process memory'])
   })
 
   it.each([
@@ -280,6 +296,53 @@ describe('/dev/mem', () => {
   })
 })
 
+describe('/dev/crash', () => {
+  const noKcore = { 'proc/kcore': null }
+  const withCrash = (host: Host, peek: (at: bigint, bytes: number) => Uint8Array): HostView =>
+    answering(host, {
+      lstat: file => (file === '/dev/crash' ? ({ kind: 'character', size: 0n } as FileStatus) : host.lstat(file)),
+      peek: (file, at, bytes) => (file === '/dev/crash' ? peek(at, bytes) : host.peek(file, at, bytes)),
+    })
+
+  it('is taken before /dev/mem, looked at page by page', async () => {
+    const asked: (readonly [bigint, number])[] = []
+    const found = await imaging(
+      withCrash(boot('kaslr', noKcore), (at, bytes) => {
+        asked.push([at, bytes])
+        return new Uint8Array(bytes)
+      }),
+    )
+    expect(found.actions[1]).toMatchObject({
+      title: 'Copy physical memory from /dev/crash',
+      options: { source: 'crash', from: '/dev/crash' },
+      expectedBytes: RAM,
+    })
+    for (const [at, bytes] of asked) expect([at % 4096n, bytes]).toEqual([0n, 4096])
+    expect(why(found.rejected, '/dev/mem')).toBe('not needed: /dev/crash can be read')
+  })
+
+  it.each([
+    ['EFAULT', 'no page can be read (EFAULT)'],
+    ['EPERM', 'the kernel refuses it (EPERM)'],
+    ['EACCES', 'not allowed even for root (EACCES): a user namespace, or a security module'],
+  ])('is not: %s', async (code, reason) => {
+    const host = withCrash(boot('kaslr', noKcore), () => {
+      throw errno(code)
+    })
+    expect(why((await unavailable(host, { source: 'crash' })).rejected, '/dev/crash')).toBe(reason)
+  })
+
+  it('is not: no driver, no device, no addresses', async () => {
+    const none = await unavailable(boot('kaslr', noKcore))
+    expect(why(none.rejected, '/dev/crash')).toBe('none (only kernels of Red Hat have its driver, as a module)')
+    const file = await unavailable(boot('kaslr', { ...noKcore, 'dev/crash': 'RAM' }))
+    expect(why(file.rejected, '/dev/crash')).toBe('a file stands in its place')
+    const hidden = boot('kaslr', { ...noKcore, 'proc/iomem': '00000000-00000000 : System RAM\n' })
+    const found = await unavailable(withCrash(hidden, (_, bytes) => new Uint8Array(bytes)))
+    expect(why(found.rejected, '/dev/crash')).toBe('/proc/iomem names no RAM above 1 MiB')
+  })
+})
+
 describe('LiME', () => {
   const info = [
     'license=GPL',
@@ -294,7 +357,7 @@ describe('LiME', () => {
   const given = { 'lime-module': '/root/lime.ko' }
 
   it('is loaded for as long as it copies, checked, and removed', async () => {
-    const { actions } = await planned(lime(), given)
+    const { actions } = await imaging(lime(), given)
     expect(actions.map(({ kind }) => kind)).toEqual(['copy', 'change', 'collect'])
     const change = actions[1] as Change
     expect(change).toMatchObject({
@@ -315,13 +378,13 @@ describe('LiME', () => {
 
   it('is found in a directory by the name of the kernel', async () => {
     const host = lime({ [`opt/lime/lime-${RELEASE}.ko`]: kernelModule(info) })
-    const { actions } = await planned(host, { 'lime-module': '/opt/lime/' })
+    const { actions } = await imaging(host, { 'lime-module': '/opt/lime/' })
     expect((actions[1] as Change).argv[1]).toBe(`/opt/lime/lime-${RELEASE}.ko`)
   })
 
   it('gets no option that it does not know', async () => {
     const old = lime({ 'root/lime.ko': kernelModule(info.filter(text => !text.startsWith('parmtype=timeout'))) })
-    const { actions } = await planned(old, given)
+    const { actions } = await imaging(old, given)
     expect((actions[1] as Change).argv).not.toContain('timeout=0')
   })
 
@@ -371,7 +434,7 @@ describe('LiME', () => {
     for (const name of ['integrity', 'confidentiality']) {
       const refused = await unavailable(lime({}, name), given)
       expect(why(refused.rejected, 'LiME module')).toBe(`kernel lockdown is '${name}', and /root/lime.ko is not signed`)
-      const signed = await planned(lime({ 'root/lime.ko': kernelModule(info, { signed: true }) }, name), given)
+      const signed = await imaging(lime({ 'root/lime.ko': kernelModule(info, { signed: true }) }, name), given)
       expect(signed.actions[1]?.kind).toBe('change')
     }
   })
@@ -414,7 +477,7 @@ describe('process memory', () => {
   it('that was asked for leaves nothing missing', async () => {
     const found = await planned(boot('kaslr', { 'proc/12/stat': '' }), { source: 'process', pid: ['12'] })
     expect(found.missing).toBeUndefined()
-    expect(found.rejected?.map(({ why }) => why)).toEqual(Array(3).fill('not asked for (--source process)'))
+    expect(found.rejected?.map(({ why }) => why)).toEqual(Array(4).fill('not asked for (--source process)'))
   })
 
   it.each([
@@ -429,10 +492,73 @@ describe('process memory', () => {
   })
 })
 
+describe('suspicious processes', () => {
+  const running = (executables: Readonly<Record<string, string>>): HostView => {
+    const files = Object.fromEntries(Object.keys(executables).map(pid => [`proc/${pid}/stat`, '']))
+    const host = bare(files)
+    return answering(host, {
+      readlink: file => {
+        if (file === '/proc/self') return '99'
+        const found = executables[/^\/proc\/(\d+)\/exe$/.exec(file)?.[1] ?? '']
+        if (found === undefined) throw errno('ENOENT')
+        return found
+      },
+    })
+  }
+
+  it('are those without an installed executable; not ourselves', async () => {
+    const host = running({
+      1: '/usr/lib/systemd/systemd',
+      20: '/usr/sbin/sshd (deleted)',
+      21: '/memfd:x (deleted)',
+      22: '/tmp/.x/miner',
+      23: '/dev/shm/a',
+      24: '/var/tmpfiles/a',
+      99: '/tmp/ir/node',
+    })
+    const found = await planned(host, { suspicious: true, pid: ['1', '20'] })
+    expect(found.actions).toMatchObject([
+      {
+        options: {
+          pids: [1, 20, 21, 22, 23],
+          why: {
+            1: 'asked for',
+            20: 'its executable is deleted',
+            21: 'runs from memory, without a file',
+            22: 'its executable lies below /tmp/',
+            23: 'its executable lies below /dev/shm/',
+          },
+        },
+      },
+    ])
+  })
+
+  it('none: said, and nothing is planned', async () => {
+    const found = await unavailable(running({ 1: '/usr/lib/systemd/systemd' }), { source: 'process', suspicious: true })
+    expect(why(found.rejected, 'process memory')).toMatch(/^no process runs an executable that is deleted/)
+  })
+
+  it('are found among those that run here', async () => {
+    const copy = path.join(fs.mkdtempSync('/tmp/ir-test-'), 'sleeper')
+    fs.copyFileSync('/usr/bin/sleep', copy)
+    const child = spawn(copy, ['60'])
+    try {
+      await once(child, 'spawn')
+      const host = openHost()
+      const view = answering(host, { lstat: file => (file === '/proc/kcore' ? host.lstat('/nowhere') : host.lstat(file)) })
+      const { actions } = await planned(view, { source: 'process', suspicious: true })
+      expect((actions[0] as Collect).options.why).toMatchObject({ [String(child.pid)]: 'its executable lies below /tmp/' })
+    } finally {
+      child.kill()
+      fs.rmSync(path.dirname(copy), { recursive: true })
+    }
+  })
+})
+
 describe('a host without any source', () => {
   it('is told in one line what was tried and what would help', async () => {
     const found = await unavailable(bare())
-    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', '/dev/mem', 'process memory'])
+    expect(found.rejected?.map(({ what }) => what)).toEqual(['/proc/kcore', 'LiME module', '/dev/crash', '/dev/mem', 'process memory'])
     for (const one of found.rejected ?? []) {
       expect(found.unavailable).toContain(`${one.what}: ${one.why}`)
       expect(one.remedy).not.toBe('')
@@ -456,8 +582,14 @@ describe('interpret', () => {
     gapBytes: 3072,
     unreadable: { bytes: 8192, runs: 1, named: [] },
   }
-  const verdicts = (actions: readonly ActionResult[], files: Readonly<Record<string, string>> = {}) =>
-    captureMem.interpret?.(collectedFrom('capture-mem/none', { actions, files }))
+  const all = async (actions: readonly ActionResult[], files: Readonly<Record<string, string>> = {}) =>
+    (await captureMem.interpret?.(collectedFrom('capture-mem/none', { actions, files }))) ?? []
+  const verdicts = async (actions: readonly ActionResult[], files: Readonly<Record<string, string>> = {}) =>
+    (await all(actions, files)).filter(({ rule }) => rule !== 'memory-symbols')
+  const symbols = async (facts: ActionResult['facts'], ended: Partial<ActionResult> = {}) =>
+    (await all([{ id: 'capture-mem/9', outcome: 'collected', ...(facts === undefined ? {} : { facts }), ...ended }])).filter(
+      ({ rule }) => rule === 'memory-symbols',
+    )
 
   it('a whole image: what was measured', async () => {
     const copy = { id: 'capture-mem/1', outcome: 'collected' } as const
@@ -522,5 +654,86 @@ describe('interpret', () => {
     expect(await verdicts([])).toMatchObject([
       { rule: 'memory-captured', notAssessed: expect.anything(), remedy: expect.stringMatching(/\w/) },
     ])
+  })
+
+  const kit = {
+    release: RELEASE,
+    debugPackage: `linux-image-${RELEASE}-dbg`,
+    symbols: { file: 'memory.isf.json.gz', types: 10242, symbols: 88582 },
+  }
+
+  it('symbols: how to use them', async () => {
+    expect(await symbols(kit)).toEqual([
+      {
+        rule: 'memory-symbols',
+        clear:
+          'memory.isf.json.gz holds 10242 types and 88582 symbols of 6.1.0-56-amd64: vol -s DIRECTORY -f memory.lime linux.pslist, with both in DIRECTORY',
+      },
+    ])
+  })
+
+  it.each([
+    ['not made at all', undefined, {}, /it was not made/, /the debug package of this kernel/],
+    [
+      'no BTF',
+      { ...kit, symbols: {}, noSymbols: 'this kernel has no BTF' },
+      {},
+      /this kernel has no BTF$/,
+      /linux-image-6\.1\.0-56-amd64-dbg$/,
+    ],
+    ['failed', { ...kit, symbols: {} }, { outcome: 'failed', reason: 'it is cut' } as const, /it is cut$/, /dwarf2json/],
+    ['5-level paging', { ...kit, fiveLevelPaging: true }, {}, /5-level paging, which no released version of Volatility/, /crash or drgn/],
+  ])('symbols that do not help are not clear: %s', async (_, facts, ended, why, help) => {
+    expect(await symbols(facts, ended)).toEqual([
+      { rule: 'memory-symbols', notAssessed: expect.stringMatching(why), remedy: expect.stringMatching(help) },
+    ])
+  })
+})
+
+describe('the symbol kit', () => {
+  const kitOf = async (files: Readonly<Record<string, string | null>> = {}) => {
+    const { actions, rejected } = await planned(boot('kaslr', files))
+    return { actions: actions.slice(2), rejected }
+  }
+
+  it('is made behind the image, of the files that are there', async () => {
+    const files = ['/proc/version', '/proc/kallsyms', '/sys/kernel/btf/vmlinux', `/boot/config-${RELEASE}`]
+    const { actions, rejected } = await kitOf(Object.fromEntries(files.map(file => [file.slice(1), 'x'])))
+    expect(actions.slice(0, -1).map(action => (action as Copy).from)).toEqual(
+      expect.arrayContaining([...files, '/proc/modules', '/proc/meminfo']),
+    )
+    expect(actions.slice(0, -1).map(action => (action as Copy).to)).toContain('sys_kernel_btf_vmlinux')
+    expect(actions.at(-1)).toMatchObject({
+      collector: 'kernel-symbols',
+      options: { to: 'memory.isf.json.gz', release: RELEASE, debugPackage: `the package with the debug information of ${RELEASE}` },
+      writes: ['memory.isf.json.gz', 'vmcoreinfo.txt', 'modules.jsonl', 'btf/'],
+    })
+    expect(why(rejected, 'memory.isf.json.gz')).toBeUndefined()
+  })
+
+  it('says before that a kernel without BTF gives no symbol file, and what does', async () => {
+    const { rejected } = await kitOf({ 'etc/os-release': 'ID=debian\n' })
+    expect(why(rejected, 'memory.isf.json.gz')).toMatch(/no \/sys\/kernel\/btf\/vmlinux/)
+    expect(remedy(rejected, 'memory.isf.json.gz')).toMatch(/linux-image-6\.1\.0-56-amd64-dbg$/)
+  })
+
+  it('takes no path from the name of a kernel', async () => {
+    const { actions } = await kitOf({ 'proc/sys/kernel/osrelease': '../../etc/shadow\n', 'boot/config-': 'x' })
+    expect(actions.filter(action => action.kind === 'copy' && action.from.startsWith('/boot'))).toEqual([])
+  })
+
+  it('is not made of a host whose physical memory cannot be had', async () => {
+    const found = await planned(boot('kaslr', { 'proc/12/stat': '' }), { source: 'process', pid: ['12'] })
+    expect(found.actions).toHaveLength(1)
+  })
+
+  it.each([
+    ['ID=debian', 'linux-image-6.1.0-56-amd64-dbg'],
+    ['ID=linuxmint\nID_LIKE="ubuntu debian"', 'linux-image-unsigned-6.1.0-56-amd64-dbgsym (of ddebs.ubuntu.com)'],
+    ['ID="rocky"\nID_LIKE="rhel centos fedora"', 'kernel-debuginfo-6.1.0-56-amd64'],
+    ['ID="opensuse-leap"\nID_LIKE="suse opensuse"', 'kernel-amd64-debuginfo for 6.1.0-56-amd64'],
+    ['', 'the package with the debug information of 6.1.0-56-amd64'],
+  ])('names the debug package of %j', (text, name) => {
+    expect(debugPackage(text, RELEASE)).toBe(name)
   })
 })

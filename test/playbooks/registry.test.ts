@@ -53,10 +53,10 @@ describe.each(steps.map(step => [step.id, step] as const))('%s', (id, step) => {
     expect(step.references.length).toBeGreaterThan(0)
   })
 
-  it('has a command of the same name with two examples', () => {
+  it('has a command of the same name with at least two examples', () => {
     const command = COMMANDS[id as keyof typeof COMMANDS]
     expect(command).toBeDefined()
-    expect(command.examples).toHaveLength(2)
+    expect(command.examples?.length).toBeGreaterThanOrEqual(2)
   })
 
   it('names options in kebab case, integers with their unit', () => {

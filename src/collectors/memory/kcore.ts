@@ -63,6 +63,38 @@ const MAX_OFFSET = 0x7fff_ffff_ffff_ffffn
  * writes 0 for all, and an image made from that would hold wrong data.
  */
 export async function readKcore(read: ReadAt): Promise<KcoreLayout> {
+  const { machine, headers } = await programHeaders(read)
+  const segments: KcoreSegment[] = []
+  let vmcoreinfo: ReadonlyMap<string, string> = new Map()
+  for (const header of headers) {
+    const type = header.readUInt32LE(0)
+    if (type === PT_NOTE) {
+      const text = await readVmcoreinfo(read, header)
+      vmcoreinfo = text === undefined ? vmcoreinfo : keyValues(text.toString('latin1'))
+    }
+    if (type === PT_LOAD) segments.push(...loadSegment(header, header.readBigUInt64LE(8), header.readBigUInt64LE(32)))
+  }
+  if (segments.length === 0) throw new Error('it has no memory segments')
+  if (segments.every(segment => segment.physical === 0n)) {
+    throw new Error('it gives no physical addresses (kernel before 4.11), so nobody can tell which page is which')
+  }
+  return { machine, segments, vmcoreinfo }
+}
+
+/**
+ * The kernel's note on itself as it stands in kcore, lines of KEY=value; undefined before Linux 4.19.
+ * @throws Error when it is no 64-bit little-endian core of x86-64 or arm64.
+ */
+export async function vmcoreinfoOf(read: ReadAt): Promise<Buffer | undefined> {
+  const { headers } = await programHeaders(read)
+  for (const header of headers) {
+    const text = header.readUInt32LE(0) === PT_NOTE ? await readVmcoreinfo(read, header) : undefined
+    if (text !== undefined) return text
+  }
+  return undefined
+}
+
+async function programHeaders(read: ReadAt): Promise<{ machine: KcoreLayout['machine']; headers: readonly Buffer[] }> {
   const ehdr = await readWhole(read, EHDR_BYTES, 0n, 'ELF header')
   if (ehdr.readUInt32BE(0) !== 0x7f454c46) throw new Error('it is no ELF file')
   if (ehdr[4] !== 2 || ehdr[5] !== 1) throw new Error('it is no 64-bit little-endian ELF file')
@@ -72,23 +104,13 @@ export async function readKcore(read: ReadAt): Promise<KcoreLayout> {
   if (count === 0 || count === PN_XNUM || entry < PHDR_BYTES)
     throw new Error(`its program headers cannot be read (${count} of ${entry} bytes)`)
   const table = await readWhole(read, count * entry, ehdr.readBigUInt64LE(32), 'program headers')
-  const segments: KcoreSegment[] = []
-  let vmcoreinfo: ReadonlyMap<string, string> = new Map()
-  for (let i = 0; i < count; i++) {
-    const header = table.subarray(i * entry, (i + 1) * entry)
-    const type = header.readUInt32LE(0)
-    const offset = header.readBigUInt64LE(8)
-    const fileBytes = header.readBigUInt64LE(32)
-    if (type === PT_NOTE && fileBytes <= BigInt(MAX_NOTE_BYTES)) {
-      vmcoreinfo = findVmcoreinfo(await readWhole(read, Number(fileBytes), offset, 'notes')) ?? vmcoreinfo
-    }
-    if (type === PT_LOAD) segments.push(...loadSegment(header, offset, fileBytes))
-  }
-  if (segments.length === 0) throw new Error('it has no memory segments')
-  if (segments.every(segment => segment.physical === 0n)) {
-    throw new Error('it gives no physical addresses (kernel before 4.11), so nobody can tell which page is which')
-  }
-  return { machine, segments, vmcoreinfo }
+  return { machine, headers: Array.from({ length: count }, (_, i) => table.subarray(i * entry, (i + 1) * entry)) }
+}
+
+async function readVmcoreinfo(read: ReadAt, header: Buffer): Promise<Buffer | undefined> {
+  const bytes = header.readBigUInt64LE(32)
+  if (bytes > BigInt(MAX_NOTE_BYTES)) return undefined
+  return elfNote(await readWhole(read, Number(bytes), header.readBigUInt64LE(8), 'notes'), 'VMCOREINFO')
 }
 
 function machineOf(number: number): KcoreLayout['machine'] {
@@ -117,16 +139,17 @@ async function readWhole(read: ReadAt, bytes: number, at: bigint, what: string):
   return buffer
 }
 
-/** Names and contents are padded to 4 bytes, elf(5). */
-function findVmcoreinfo(notes: Buffer): ReadonlyMap<string, string> | undefined {
+/** The content of the first note of a name and, if given, a type: names and contents are padded to 4 bytes, elf(5). */
+export function elfNote(notes: Buffer, wanted: string, type?: number): Buffer | undefined {
   let at = 0
   while (at + 12 <= notes.length) {
     const nameBytes = notes.readUInt32LE(at)
     const contentBytes = notes.readUInt32LE(at + 4)
     const name = at + 12
     const content = name + padded(nameBytes)
-    if (notes.toString('latin1', name, name + Math.max(0, nameBytes - 1)) === 'VMCOREINFO') {
-      return keyValues(notes.toString('latin1', content, content + contentBytes))
+    const found = notes.toString('latin1', name, name + Math.max(0, nameBytes - 1))
+    if (found === wanted && (type === undefined || notes.readUInt32LE(at + 8) === type)) {
+      return notes.subarray(content, content + contentBytes)
     }
     at = content + padded(contentBytes)
   }
@@ -137,7 +160,8 @@ function padded(bytes: number): number {
   return Math.ceil(bytes / 4) * 4
 }
 
-function keyValues(text: string): ReadonlyMap<string, string> {
+/** Lines of KEY=value, as VMCOREINFO has them. */
+export function keyValues(text: string): ReadonlyMap<string, string> {
   const found = new Map<string, string>()
   for (const line of text.split('\n')) {
     const equals = line.indexOf('=')

@@ -29,6 +29,8 @@ const ZEROS = Buffer.alloc(STAGE_BYTES)
 const UNREADABLE = new Set(['EFAULT', 'EIO', 'EHWPOISON'])
 /** Our own name for a read that gives nothing. */
 const NOTHING = 'no data'
+/** And of a chunk that was given up. */
+const STALLED = 'stalled'
 
 /** So many runs of unreadable pages are named one by one; the rest are only counted. */
 const MAX_NAMED = 1000
@@ -78,11 +80,13 @@ export interface PageCopy {
   /** See `interruptible`. */
   readonly read: ReadAt
   readonly sink: Target
-  /** Its size, at most STAGE_BYTES, is the size of a read. */
-  readonly stage: Buffer
+  /** Its size, at most STAGE_BYTES, is the size of a read. Replaced where a read that hangs may still write to it. */
+  stage: Buffer
   readonly unreadable: UnreadablePages
   /** Asked before each chunk: is there room for so many bytes more? */
   room(bytes: number): Stop | undefined
+  /** How many reads hang, where `read` gives up on them (see `watched`). */
+  stalls?(): number
   /** Called after each chunk with its size, the first address behind it, and whether it was all zeros. */
   copied(bytes: number, upTo: bigint, zero: boolean): void
   /** Which parts of a chunk hold nothing; without it everything is read. */
@@ -97,6 +101,35 @@ export interface Copied {
 
 /** The responder ended it, perhaps in the middle of a read. */
 export class InterruptedRead extends Error {}
+
+/** A read did not come back in time. */
+export class StalledRead extends Error {}
+
+/** Each read that hangs keeps one of the four threads that Node reads files with (UV_THREADPOOL_SIZE); one must be left to go on. */
+const MAX_STALLS = 3
+
+/**
+ * The same reads, given up after `patience` milliseconds: where a hypervisor backs memory by something slow, or hangs on it, a
+ * chunk of zeros is better than no image. Like `interruptible`, it leaves the buffer to the read that hangs.
+ * @returns a function that rejects with StalledRead; for good, once three reads hang.
+ */
+export function watched(read: ReadAt, patience: number): { readonly read: ReadAt; stalls(): number } {
+  let stalls = 0
+  return {
+    stalls: () => stalls,
+    read: (into, at) =>
+      new Promise((resolve, reject) => {
+        const timer = setTimeout(() => {
+          stalls++
+          reject(new StalledRead(`a read did not come back within ${patience / 1000} s`))
+        }, patience)
+        Promise.resolve()
+          .then(() => read(into, at))
+          .then(resolve, reject)
+          .finally(() => clearTimeout(timer))
+      }),
+  }
+}
 
 export const INTERRUPTED: Stop = { outcome: 'interrupted', reason: 'interrupted' }
 
@@ -123,11 +156,11 @@ export function interruptible(read: ReadAt, signal: AbortSignal): ReadAt {
  * @throws errno errors of the source that concern more than a page, TargetError, and what `room` throws.
  */
 export async function copyPiece(piece: Piece, copy: PageCopy): Promise<Copied> {
-  const { stage, sink } = copy
+  const { sink } = copy
   const length = piece.end - piece.start
   let done = 0n
   while (done < length) {
-    const bytes = length - done < BigInt(stage.length) ? Number(length - done) : stage.length
+    const bytes = length - done < BigInt(copy.stage.length) ? Number(length - done) : copy.stage.length
     const stopped = copy.room(bytes)
     if (stopped !== undefined) return { bytes: done, stopped }
     let touched: boolean
@@ -135,9 +168,13 @@ export async function copyPiece(piece: Piece, copy: PageCopy): Promise<Copied> {
       touched = await fillChunk(copy, piece.start + done, piece.offset + done, bytes)
     } catch (error) {
       if (error instanceof InterruptedRead) return { bytes: done, stopped: INTERRUPTED }
-      throw error
+      if (!(error instanceof StalledRead)) throw error
+      copy.stage = pageAligned(copy.stage.length)
+      copy.unreadable.add(piece.start + done, bytes, STALLED)
+      if ((copy.stalls?.() ?? 0) >= MAX_STALLS) return { bytes: done, stopped: { outcome: 'failed', reason: `${MAX_STALLS} reads hang` } }
+      touched = false
     }
-    const chunk = stage.subarray(0, bytes)
+    const chunk = copy.stage.subarray(0, bytes)
     const zero = !touched || chunk.equals(ZEROS.subarray(0, bytes))
     if (zero) sink.hole(bytes)
     else sink.write(chunk)

@@ -1,13 +1,13 @@
-/** Physical memory into one LiME image, from /proc/kcore or /dev/mem; and the check of an image that LiME's own module wrote. */
+/** Physical memory into one LiME image, from /proc/kcore, /dev/crash or /dev/mem; and the check of an image that LiME's own module wrote. */
 import fs from 'node:fs'
 import { open } from 'node:fs/promises'
 import { z } from 'zod'
 import type { EvidenceFile } from '../../evidence/case.js'
-import { errnoOf, readFile } from '../../host.js'
+import { errnoOf, type Host, readFile } from '../../host.js'
 import type { JsonObject } from '../../step.js'
 import { formatBytes, iso } from '../../time.js'
 import type { Collector, CollectorContext, CollectorResult } from '../collector.js'
-import { type AddressRange, hex, mergeRanges, rangeFacts, subtractRanges, totalBytes } from './address-range.js'
+import { type AddressRange, hex, mergeRanges, rangeFacts, subtractRanges, totalBytes, wholePages } from './address-range.js'
 import { diskRoom, TargetError, targetOf, writeFailure } from './disk-room.js'
 import { systemRam } from './iomem.js'
 import { contradiction, type KcoreLayout, type MemoryPlan, pageSizeOf, planKcore, type ReadAt, readKcore } from './kcore.js'
@@ -17,16 +17,19 @@ import {
   INTERRUPTED,
   InterruptedRead,
   interruptible,
+  PAGE,
+  type PageCopy,
   pageAligned,
   STAGE_BYTES,
   type Stop,
   UnreadablePages,
+  watched,
 } from './page-copy.js'
 
 const Options = z.discriminatedUnion('source', [
   z.strictObject({
-    source: z.enum(['kcore', 'mem']),
-    /** /proc/kcore or /dev/mem, as a path of the host. */
+    source: z.enum(['kcore', 'crash', 'mem']),
+    /** /proc/kcore, /dev/crash or /dev/mem, as a path of the host. */
     from: z.string(),
     iomem: z.string(),
     /** Name of the image. */
@@ -52,6 +55,9 @@ const IOMEM_LIMIT = 16 << 20
 /** Between two figures for the engineer. */
 const PROGRESS_MS = 250
 
+/** A read of 4 MiB takes a few milliseconds, in an emulated machine a hundred. */
+const PATIENCE_MS = 60_000
+
 /** A single bad page is the machine's; above this share of the image something else is wrong and it must not count as complete. */
 const UNREADABLE_SHARE = 0.01
 
@@ -62,12 +68,20 @@ const MAX_LISTED = 1000
 const ZEROS_NOTE =
   'a page of zeros may also be one that the kernel does not give: memfd_secret, offline or poisoned pages, pages given back to the hypervisor'
 
+/** What no image of a running machine is, and what this one holds beside evidence. */
+const IMAGE_NOTES = [
+  ZEROS_NOTE,
+  'swap and zram devices are not in it; of memfd_secret there are zeros only',
+  'the machine ran on while it was read: parts of it are as old as their range says, and do not agree with each other',
+  'it holds personal data, passwords and keys of whoever used this machine',
+]
+
 /** makedev(1, 1), Documentation/admin-guide/devices.txt: physical memory. */
 const MEM_DEVICE = 0x101n
 
 /**
  * Reads with positions beyond 2^53, in a thread of its own, so that a read that hangs does not stop anything else.
- * @throws errno errors of open(2), and an Error when something else stands in the place of /dev/mem.
+ * @throws errno errors of open(2), and an Error when something else stands in the place of a device.
  */
 export async function openMemory(realPath: string, source: CaptureOptions['source']): Promise<MemorySource> {
   const handle = await open(realPath, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK | fs.constants.O_NOCTTY)
@@ -76,21 +90,31 @@ export async function openMemory(realPath: string, source: CaptureOptions['sourc
     await handle.close()
     throw new Error('it is not the device of physical memory')
   }
+  if (source === 'crash' && !status.isCharacterDevice()) {
+    await handle.close()
+    throw new Error('it is no device')
+  }
+  const read: ReadAt = async (into, at) => (await handle.read(into, 0, into.length, at)).bytesRead
   return {
-    read: async (into, at) => (await handle.read(into, 0, into.length, at)).bytesRead,
+    read: source === 'crash' ? pageByPage(read) : read,
     close: () => handle.close(),
   }
 }
 
-/** Copies /proc/kcore or /dev/mem, or checks LiME's image, as the options of the plan say. */
+/** The driver of /dev/crash refuses a read across the end of a page (EINVAL): drivers/char/crash.c of Red Hat's kernels. */
+export function pageByPage(read: ReadAt): ReadAt {
+  return (into, at) => read(into.subarray(0, Math.min(into.length, PAGE - Number(at % BigInt(PAGE)))), at)
+}
+
+/** Copies /proc/kcore, /dev/crash or /dev/mem, or checks LiME's image, as the options of the plan say. */
 export const physicalMemory: Collector = physicalMemoryFrom(openMemory)
 
-/** The same with another way to open the source. */
-export function physicalMemoryFrom(openSource: typeof openMemory): Collector {
+/** The same with another way to open the source, and another patience with its reads, in milliseconds. */
+export function physicalMemoryFrom(openSource: typeof openMemory, patience = PATIENCE_MS): Collector {
   return async context => {
     const options = Options.parse(context.options)
     const ram = systemRam(readFile(context.host.at(options.iomem), IOMEM_LIMIT).toString('latin1'))
-    return options.source === 'lime' ? checkImage(options, ram, context) : capture(options, ram, context, openSource)
+    return options.source === 'lime' ? checkImage(options, ram, context) : capture(options, ram, context, openSource, patience)
   }
 }
 
@@ -99,6 +123,7 @@ async function capture(
   ram: readonly AddressRange[],
   context: CollectorContext,
   openSource: typeof openMemory,
+  patience: number,
 ): Promise<CollectorResult> {
   const unusable = (error: unknown): CollectorResult => ({
     outcome: 'failed',
@@ -111,7 +136,8 @@ async function capture(
     const outcome = errnoOf(error) === 'ENOENT' ? 'unavailable' : 'failed'
     return { outcome, reason: `${options.from} cannot be opened: ${errnoOf(error) || messageOf(error)}` }
   }
-  const read = interruptible(source.read, context.signal)
+  const watch = watched(source.read, patience)
+  const read = interruptible(watch.read, context.signal)
   try {
     let plan: MemoryPlan
     let layout: KcoreLayout | undefined
@@ -121,17 +147,17 @@ async function capture(
         plan = planKcore(layout, ram)
         const wrong = await contradiction(read, layout, plan)
         if (wrong !== undefined) return unusable(new Error(`its physical addresses cannot be believed: ${wrong}`))
-      } else plan = planMem(ram)
+      } else plan = options.source === 'crash' ? planPages(ram) : planMem(ram)
     } catch (error) {
       if (error instanceof InterruptedRead) return { ...INTERRUPTED }
       return unusable(error)
     }
     if (plan.pieces.length === 0) return unusable(new Error('it holds none of the RAM that /proc/iomem names'))
-    return await new Capture(options, plan, layout, read, context).run()
+    return await new Capture(options, plan, layout, { read, stalls: watch.stalls }, context).run()
   } finally {
     // A read that hangs holds its descriptor: closing would wait for it.
     const closed = source.close().catch(() => {})
-    if (!context.signal.aborted) await closed
+    if (!context.signal.aborted && watch.stalls() === 0) await closed
   }
 }
 
@@ -140,12 +166,19 @@ function planMem(ram: readonly AddressRange[]): MemoryPlan {
   return { pieces: mergeRanges(ram).map(({ start, end }) => ({ start, end, offset: start })), gaps: [], missingPages: [] }
 }
 
+/** /dev/crash holds every page of RAM at its own address, and only whole ones. */
+function planPages(ram: readonly AddressRange[]): MemoryPlan {
+  const whole = mergeRanges(ram)
+  const pages = mergeRanges(wholePages(whole, BigInt(PAGE)))
+  return { pieces: planMem(pages).pieces, gaps: subtractRanges(whole, pages), missingPages: [] }
+}
+
 /** One image, from its first header to its facts. */
 class Capture {
   private readonly options: CaptureOptions
   private readonly plan: MemoryPlan
   private readonly layout: KcoreLayout | undefined
-  private readonly read: ReadAt
+  private readonly source: Pick<PageCopy, 'read' | 'stalls'>
   private readonly context: CollectorContext
   private readonly unreadable = new UnreadablePages()
   private readonly planned: number
@@ -156,11 +189,17 @@ class Capture {
   private completeTo: bigint | undefined
   private reported = Number.NEGATIVE_INFINITY
 
-  constructor(options: CaptureOptions, plan: MemoryPlan, layout: KcoreLayout | undefined, read: ReadAt, context: CollectorContext) {
+  constructor(
+    options: CaptureOptions,
+    plan: MemoryPlan,
+    layout: KcoreLayout | undefined,
+    source: Pick<PageCopy, 'read' | 'stalls'>,
+    context: CollectorContext,
+  ) {
     this.options = options
     this.plan = plan
     this.layout = layout
-    this.read = read
+    this.source = source
     this.context = context
     this.planned = Number(totalBytes(plan.pieces))
   }
@@ -168,16 +207,17 @@ class Capture {
   async run(): Promise<CollectorResult> {
     const { context, options } = this
     const started = context.host.monotonic()
+    const before = freeMemory(context.host)
     const file = context.case.open(context.step, options.to)
     const stopped = await this.copyAll(file)
     const shortfall = stopped ?? this.shortfall(file)
     const seconds = Math.round(context.host.monotonic() - started) / 1000
-    const facts = { ...this.facts(), seconds }
+    const facts = { ...this.facts(), seconds, footprint: footprint(before, freeMemory(context.host)), notes: IMAGE_NOTES }
     if (this.bytes === 0n) {
       file.discard()
       return { outcome: shortfall?.outcome ?? 'failed', reason: shortfall?.reason ?? 'nothing was read', facts }
     }
-    const notes = shortfall === undefined ? [ZEROS_NOTE] : [`incomplete: ${shortfall.reason}`, ZEROS_NOTE]
+    const notes = shortfall === undefined ? IMAGE_NOTES : [`incomplete: ${shortfall.reason}`, ...IMAGE_NOTES]
     const artifact = file.close({ action: context.action, how: 'collector', path: options.from, notes })
     const kept = { ...facts, image: options.to, fileBytes: artifact.bytes }
     if (shortfall === undefined) return { outcome: 'collected', facts: kept }
@@ -187,30 +227,30 @@ class Capture {
   private async copyAll(file: EvidenceFile): Promise<Stop | undefined> {
     const { context } = this
     const room = diskRoom(context.case.directory, this.options.reserve)
-    const stage = pageAligned(STAGE_BYTES)
     const sink = targetOf(file)
+    const copy: PageCopy = {
+      ...this.source,
+      sink,
+      stage: pageAligned(STAGE_BYTES),
+      unreadable: this.unreadable,
+      room,
+      copied: (bytes, upTo, zero) => {
+        this.bytes += BigInt(bytes)
+        if (zero) this.zeroBytes += bytes
+        this.completeTo = upTo - 1n
+        this.progress(false)
+      },
+    }
     this.progress(true)
     try {
       for (const piece of this.plan.pieces) {
         const full = room(LIME_HEADER)
         if (full !== undefined) return full
-        const began = context.host.now()
+        const began = moment(context.host)
         sink.write(limeHeader(piece))
-        const { stopped } = await copyPiece(piece, {
-          read: this.read,
-          sink,
-          stage,
-          unreadable: this.unreadable,
-          room,
-          copied: (bytes, upTo, zero) => {
-            this.bytes += BigInt(bytes)
-            if (zero) this.zeroBytes += bytes
-            this.completeTo = upTo - 1n
-            this.progress(false)
-          },
-        })
+        const { stopped } = await copyPiece(piece, copy)
         if (this.ranges.length < MAX_LISTED) {
-          this.ranges.push({ ...rangeFacts(piece), began: iso(began), ended: iso(context.host.now()) })
+          this.ranges.push({ ...rangeFacts(piece), began, ended: moment(context.host) })
         }
         if (stopped !== undefined) return stopped
       }
@@ -266,6 +306,30 @@ class Capture {
     this.reported = now
     this.context.progress({ bytes: Number(this.bytes), totalBytes: this.planned })
   }
+}
+
+/** By the wall clock, and in the milliseconds of the custody log's `mono`: the wall clock may step, or be wrong. */
+function moment(host: Host): JsonObject {
+  return { at: iso(host.now()), mono: Math.round(host.monotonic() * 1000) / 1000 }
+}
+
+/** Bytes that MemFree, MemAvailable and Dirty of proc_meminfo(5) tell, as far as they do. */
+function freeMemory(host: Host): JsonObject {
+  let text: string
+  try {
+    text = host.read('/proc/meminfo')
+  } catch (error) {
+    if (errnoOf(error) === '') throw error
+    return {}
+  }
+  const found = [...text.matchAll(/^(MemFree|MemAvailable|Dirty|SwapTotal|SwapFree): +(\d{1,15}) kB$/gm)]
+  return Object.fromEntries(found.map(([, name, kibibytes]) => [name as string, Number(kibibytes) * 1024]))
+}
+
+/** What the capture itself did to the memory that it copied. */
+function footprint(before: JsonObject, after: JsonObject): JsonObject {
+  // ru_maxrss is in KiB, getrusage(2).
+  return { pid: process.pid, rssBytes: process.memoryUsage.rss(), largestRssBytes: process.resourceUsage().maxRSS * 1024, before, after }
 }
 
 /** What tells an examiner which kernel this was and where it lay; absent in kernels before 4.19. */

@@ -18,6 +18,8 @@ import { copyPiece, interruptible, PAGE, pageAligned, type Run, type Stop, Unrea
 
 const Options = z.strictObject({
   pids: z.array(z.int().positive()).min(1).max(10_000),
+  /** Why each of them was chosen. */
+  why: z.record(z.string(), z.string()).optional(),
   /** Bytes of memory of one process. */
   maxBytes: z.int().positive(),
   /** Bytes of the disk that stay free. */
@@ -66,7 +68,7 @@ export const processMemory: Collector = async context => {
       ended.push(await new ProcessImage(pid, options, context, reader, figures).run())
       context.progress({ bytes: figures.bytes, items: index + 1, totalItems: options.pids.length })
     }
-    const facts = { source: 'process', note: NOTE, bytes: figures.bytes, processes: ended.map(factsOf) }
+    const facts = { source: 'process', note: NOTE, bytes: figures.bytes, processes: ended.map(one => factsOf(one, options.why?.[one.pid])) }
     const worst = WORST_FIRST.map(outcome => ended.find(one => one.outcome === outcome)).find(one => one !== undefined)
     if (worst !== undefined) return { outcome: worst.outcome, reason: reasons(ended), facts }
     return { outcome: 'collected', facts }
@@ -84,8 +86,8 @@ interface ProcessResult {
   readonly facts: JsonObject
 }
 
-function factsOf({ pid, outcome, reason, facts }: ProcessResult): JsonObject {
-  return { pid, outcome, ...(reason === undefined ? {} : { reason }), ...facts }
+function factsOf({ pid, outcome, reason, facts }: ProcessResult, why: string | undefined): JsonObject {
+  return { pid, ...(why === undefined ? {} : { why }), outcome, ...(reason === undefined ? {} : { reason }), ...facts }
 }
 
 function reasons(ended: readonly ProcessResult[]): string {

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { CollectorContext, Progress } from '../../../../src/collectors/collector.js'
 import type { ReadAt } from '../../../../src/collectors/memory/kcore.js'
 import { limeHeader, readLime } from '../../../../src/collectors/memory/lime.js'
-import { openMemory, physicalMemory, physicalMemoryFrom } from '../../../../src/collectors/memory/physical-memory.js'
+import { openMemory, pageByPage, physicalMemory, physicalMemoryFrom } from '../../../../src/collectors/memory/physical-memory.js'
 import { EvidenceError } from '../../../../src/errors.js'
 import { type Case, createCase } from '../../../../src/evidence/case.js'
 import { openHost } from '../../../../src/host.js'
@@ -180,6 +180,30 @@ describe('kcore', () => {
     expect(shown.at(-1)).toEqual({ bytes: PLANNED, totalBytes: PLANNED })
   })
 
+  it('says what the capture is not, and what it did itself', async () => {
+    fs.writeFileSync(path.join(root, 'proc/meminfo'), 'MemTotal: 225864 kB\nMemFree:     1000 kB\nDirty:   3 kB\nSwapTotal: 8 kB\n')
+    const { facts } = await physicalMemory(context())
+    expect(facts).toMatchObject({
+      footprint: {
+        pid: process.pid,
+        before: { MemFree: 1_024_000, Dirty: 3072, SwapTotal: 8192 },
+        after: { MemFree: 1_024_000, Dirty: 3072, SwapTotal: 8192 },
+      },
+      notes: [/zeros/, /swap/, /ran on/, /personal data/].map(text => expect.stringMatching(text)),
+    })
+    const ranges = facts?.ranges as { began: { at: string; mono: number }; ended: { at: string; mono: number } }[]
+    expect(ranges).toHaveLength(2)
+    let last = 0
+    for (const { began, ended } of ranges) {
+      expect(began.at).toMatch(/^\d{4}-\d\d-\d\dT.*Z$/)
+      expect(began.mono).toBeGreaterThanOrEqual(last)
+      expect(ended.mono).toBeGreaterThanOrEqual(began.mono)
+      last = ended.mono
+    }
+    const origin = fs.readFileSync(path.join(caze.directory, 'artifacts.jsonl'), 'utf8')
+    expect(origin).toMatch(/swap and zram/)
+  })
+
   it('leaves zeros as holes of the file', async () => {
     await physicalMemory(context())
     const { size, blocks } = fs.statSync(path.join(caze.directory, 'data/capture-mem/memory.lime'))
@@ -202,6 +226,42 @@ describe('kcore', () => {
     const result = await changed(read => (into, at) => read(into.subarray(0, 33_333), at))(context())
     expect(result.outcome).toBe('collected')
     expect(image().equals(expected())).toBe(true)
+  })
+
+  /** Reads that touch these physical addresses never come back. */
+  const hanging = (...addresses: readonly bigint[]) =>
+    physicalMemoryFrom(async (realPath, source) => {
+      const opened = await openMemory(realPath, source)
+      return {
+        read: (into, from) => {
+          const first = from - HIGH.offset + 0x100000n
+          // What hangs writes to its buffer all the same, when everybody has forgotten it.
+          if (!addresses.some(address => first <= address && address < first + BigInt(into.length))) return opened.read(into, from)
+          return new Promise<number>(() => setTimeout(() => into.fill(0xff), 450))
+        },
+        close: opened.close,
+      }
+    }, 300)
+
+  it('gives up a chunk whose read hangs, and goes on', async () => {
+    const result = await hanging(0x2345678n >> 4n)(context())
+    expect(result).toMatchObject({
+      // 4 MiB of 10: too much to count as an image of this machine.
+      outcome: 'failed',
+      reason: expect.stringMatching(/^4\.0 MiB of 10\.6 MiB could not be read/),
+      facts: {
+        bytes: PLANNED,
+        unreadable: { bytes: 4 * MiB, runs: 1, named: [{ first: '0x100000', last: '0x4fffff', error: 'stalled' }] },
+      },
+    })
+    const wanted = expected()
+    const at = 32 + 0x9e000 + 32
+    expect(image().equals(wanted.fill(0, at, at + 4 * MiB))).toBe(true)
+  })
+
+  it('ends when nothing but reads that hang would be left', async () => {
+    const result = await hanging(0x100000n, 0x500000n, 0x900000n)(context())
+    expect(result).toMatchObject({ outcome: 'failed', reason: expect.stringMatching(/^3 reads hang/) })
   })
 
   it('counts a read that gives nothing as unreadable', async () => {
@@ -415,6 +475,40 @@ describe('/dev/mem', () => {
     expect(await physicalMemory(context(MEM))).toMatchObject({
       outcome: 'failed',
       reason: '/dev/mem cannot be opened: it is not the device of physical memory',
+    })
+  })
+})
+
+describe('/dev/crash', () => {
+  const CRASH = { ...KCORE, source: 'crash', from: '/dev/crash' }
+
+  it('is read page by page, whole pages only, every byte at its own address', async () => {
+    const asked: [bigint, number][] = []
+    const driver: ReadAt = (into, at) => {
+      asked.push([at, into.length])
+      if (at / 4096n !== (at + BigInt(into.length) - 1n) / 4096n) throw Object.assign(new Error('EINVAL'), { code: 'EINVAL' })
+      into.set(memory(0, 12 * MiB).subarray(Number(at), Number(at) + into.length))
+      return into.length
+    }
+    const capture = physicalMemoryFrom(async () => ({ read: pageByPage(driver), close: async () => {} }))
+    // As many reads as pages: a small machine is enough.
+    fs.writeFileSync(path.join(root, 'proc/iomem'), '00001000-0009fbff : System RAM\n00100000-001fffff : System RAM\n')
+    const result = await capture(context(CRASH))
+    expect(result).toMatchObject({
+      outcome: 'collected',
+      facts: { source: 'crash', gapBytes: 0xc00, gaps: [{ first: '0x9f000', last: '0x9fbff' }], rangeCount: 2 },
+    })
+    for (const [at, bytes] of asked) expect([at % 4096n, bytes]).toEqual([0n, 4096])
+    const wanted = [limeHeader({ start: 0x1000n, end: 0x9f000n }), memory(0x1000, 0x9e000)]
+    expect(image().equals(Buffer.concat([...wanted, limeHeader({ start: 0x100000n, end: 0x200000n }), memory(MiB, MiB)]))).toBe(true)
+  })
+
+  it('must be a device', async () => {
+    fs.mkdirSync(path.join(root, 'dev'))
+    fs.writeFileSync(path.join(root, 'dev/crash'), memory(0, MiB))
+    expect(await physicalMemory(context(CRASH))).toMatchObject({
+      outcome: 'failed',
+      reason: '/dev/crash cannot be opened: it is no device',
     })
   })
 })
