@@ -71,9 +71,9 @@ export function checkMemoryImage(image: string): ImageCheck {
         : damage === undefined
           ? []
           : [`cut at byte ${damage.at}: ${damage.what}; Volatility opens it and fails where it ends`]
-    const kernel = findKernel(fd, found.records, fileBytes)
-    const { facts, problems: broken } = caseFacts(image, fileBytes)
     const symbols = symbolFile(image)
+    const kernel = findKernel(fd, found.records, fileBytes, symbols?.banner)
+    const { facts, problems: broken } = caseFacts(image, fileBytes)
     const records = found.records.map(({ start, end }) => ({ start, end }))
     const problems = [...refused, ...kernelProblems(kernel, symbols), ...broken, ...lackingRam(image, records, facts)]
     return {
@@ -110,15 +110,20 @@ interface Kernel {
   readonly banner?: string
 }
 
-/** Searches the records, not the headers between them; reads no further when it has both. */
-function findKernel(fd: number, records: readonly LimeRecord[], fileBytes: number): Kernel {
+/** As it was built: a draft of the banner without this number is in newer kernels too (init/version.c; seen in 6.1). */
+const BUILD_NUMBER = /#\d/
+
+/** Searches the records, not the headers between them; reads no further when it has both. `wanted` is the banner of the symbols. */
+function findKernel(fd: number, records: readonly LimeRecord[], fileBytes: number, wanted: string | undefined): Kernel {
   const buffer = Buffer.allocUnsafe(CHUNK + OVERLAP)
   const banners = new Set<string>()
   let info: ReadonlyMap<string, string> | undefined
-  const chosen = (): string | undefined => {
+  const ofRelease = (): string[] => {
     const release = info?.get('OSRELEASE')
-    return [...banners].find(banner => release !== undefined && banner.startsWith(`Linux version ${release} `))
+    return release === undefined ? [] : [...banners].filter(banner => banner.startsWith(`Linux version ${release} `))
   }
+  const sure = (): string | undefined =>
+    wanted === undefined ? ofRelease().find(banner => BUILD_NUMBER.test(banner)) : [...banners].find(banner => banner === wanted)
   for (const { at, start, end } of records) {
     const stop = Math.min(fileBytes, at + Number(end - start))
     for (let from = at; from < stop; from += CHUNK) {
@@ -131,12 +136,14 @@ function findKernel(fd: number, records: readonly LimeRecord[], fileBytes: numbe
         const note = around(chunk, 'OSRELEASE=', 4096).flatMap(text => VMCOREINFO.exec(text)?.[0] ?? [])[0]
         if (note !== undefined) info = keyValues(note)
       }
-      const banner = chosen()
+      const banner = sure()
       if (info !== undefined && banner !== undefined) return { info, banner }
     }
   }
-  const banner = chosen() ?? (info === undefined && banners.size === 1 ? [...banners][0] : undefined)
-  return { ...(info === undefined ? {} : { info }), ...(banner === undefined ? {} : { banner }) }
+  const banner = sure() ?? ofRelease().find(one => BUILD_NUMBER.test(one)) ?? ofRelease()[0]
+  const only = info === undefined && banners.size === 1 ? [...banners][0] : undefined
+  const found = banner ?? only
+  return { ...(info === undefined ? {} : { info }), ...(found === undefined ? {} : { banner: found }) }
 }
 
 /** The text from each place of a word on. */

@@ -103,7 +103,7 @@ export interface Copied {
 export class InterruptedRead extends Error {}
 
 /** A read did not come back in time. */
-export class StalledRead extends Error {}
+class StalledRead extends Error {}
 
 /** Each read that hangs keeps one of the four threads that Node reads files with (UV_THREADPOOL_SIZE); one must be left to go on. */
 const MAX_STALLS = 3
