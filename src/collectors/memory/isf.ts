@@ -112,6 +112,12 @@ const json = (value: unknown): Json => JSON.stringify(value)
  * that BTF has for it. `counts` is filled on the way.
  * @throws BtfError when the types contradict themselves.
  */
+/**
+ * Where Volatility finds these it asks for their type, which BTF does not have; where it does not, it has a table of its own
+ * (framework/symbols/linux/utilities/tainting.py).
+ */
+const UNTYPED = new Set(['taint_flags'])
+
 export function* isfText({ btf, symbols, banner, producer }: IsfSource, counts: IsfCounts): Generator<string> {
   const types = new TypeTable(btf)
   yield `{"metadata":{"format":"${FORMAT}","producer":${json(producer)},"linux":{"symbols":[{"kind":"symtab","name":"/proc/kallsyms"}],`
@@ -134,6 +140,7 @@ export function* isfText({ btf, symbols, banner, producer }: IsfSource, counts: 
   separator = ''
   let hasBanner = false
   for (const [name, address] of symbols) {
+    if (UNTYPED.has(name)) continue
     counts.symbols++
     let more = ''
     if (name === 'linux_banner') {
