@@ -108,16 +108,16 @@ type Json = string
 const json = (value: unknown): Json => JSON.stringify(value)
 
 /**
- * The file in pieces of a few kilobytes, one after another: together they are one JSON document of about 100 bytes for each byte
- * that BTF has for it. `counts` is filled on the way.
- * @throws BtfError when the types contradict themselves.
- */
-/**
  * Where Volatility finds these it asks for their type, which BTF does not have; where it does not, it has a table of its own
  * (framework/symbols/linux/utilities/tainting.py).
  */
 const UNTYPED = new Set(['taint_flags'])
 
+/**
+ * The file in pieces of a few kilobytes, one after another: together they are one JSON document of about 100 bytes for each byte
+ * that BTF has for it. `counts` is filled on the way.
+ * @throws BtfError when the types contradict themselves.
+ */
 export function* isfText({ btf, symbols, banner, producer }: IsfSource, counts: IsfCounts): Generator<string> {
   const types = new TypeTable(btf)
   yield `{"metadata":{"format":"${FORMAT}","producer":${json(producer)},"linux":{"symbols":[{"kind":"symtab","name":"/proc/kallsyms"}],`
