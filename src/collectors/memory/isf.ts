@@ -71,6 +71,8 @@ const SYMBOL_TYPES: Readonly<Record<string, string>> = {
   registered_fb: 'struct fb_info * [32]',
   socket_file_ops: 'struct file_operations',
   sockfs_dentry_operations: 'struct dentry_operations',
+  // TAINT_FLAGS_COUNT since Linux 4.16, linux/panic.h; later kernels have one or two more, and reading beyond the end would invent some.
+  taint_flags: 'struct taint_flag [18]',
   tcp4_seq_ops: 'struct seq_operations',
   tcp6_seq_ops: 'struct seq_operations',
   tty_drivers: 'struct list_head',
@@ -108,12 +110,6 @@ type Json = string
 const json = (value: unknown): Json => JSON.stringify(value)
 
 /**
- * Where Volatility finds these it asks for their type, which BTF does not have; where it does not, it has a table of its own
- * (framework/symbols/linux/utilities/tainting.py).
- */
-const UNTYPED = new Set(['taint_flags'])
-
-/**
  * The file in pieces of a few kilobytes, one after another: together they are one JSON document of about 100 bytes for each byte
  * that BTF has for it. `counts` is filled on the way.
  * @throws BtfError when the types contradict themselves.
@@ -140,7 +136,6 @@ export function* isfText({ btf, symbols, banner, producer }: IsfSource, counts: 
   separator = ''
   let hasBanner = false
   for (const [name, address] of symbols) {
-    if (UNTYPED.has(name)) continue
     counts.symbols++
     let more = ''
     if (name === 'linux_banner') {
