@@ -71,6 +71,8 @@ const SYMBOL_TYPES: Readonly<Record<string, string>> = {
   registered_fb: 'struct fb_info * [32]',
   socket_file_ops: 'struct file_operations',
   sockfs_dentry_operations: 'struct dentry_operations',
+  // TAINT_FLAGS_COUNT since Linux 4.16, linux/panic.h; later kernels have one or two more, and reading beyond the end would invent some.
+  taint_flags: 'struct taint_flag [18]',
   tcp4_seq_ops: 'struct seq_operations',
   tcp6_seq_ops: 'struct seq_operations',
   tty_drivers: 'struct list_head',
