@@ -1,15 +1,18 @@
 /** `ir capture-mem` on a real kernel. Each describe is one boot of an emulated machine; its checks look at what that boot left. */
+import path from 'node:path'
 import { afterAll, beforeEach, describe, expect, it, type TestContext } from 'vitest'
 import { type Canary, coreRuns, countCanaryPages, limeRuns, type Run } from './image.js'
 import { type LabKernel, prepareKernel } from './kernel.js'
 import type { BootKind, BootReport } from './machine.js'
 import { checkPrerequisites } from './prerequisites.js'
-import { type Evidence, type Session, startSession } from './session.js'
+import { type Evidence, type Kept, type Session, startSession } from './session.js'
+import { prepareVolatility, type Row, volatility } from './volatility.js'
 
 /** Seconds; an emulated machine takes a tenth of it when nobody else uses the processors. */
 const BOOT_LIMIT = 600
 
 const IMAGE = 'memory.lime'
+const SYMBOLS = 'memory.isf.json.gz'
 const PAGE = 4096n
 
 let prepared: LabKernel | 'failed' | undefined
@@ -78,9 +81,74 @@ describe('kaslr', () => {
   const session = bootOf('kaslr', {
     memory: 384,
     report: { kaslr: true, paging: '4-level', lockdown: 'none' },
-    command: `plant && capture kcore`,
+    command: `
+      plant
+      keep modules cat /proc/modules
+      keep arguments cat "/proc/$canary/cmdline"
+      keep before ps -e -o pid= -o comm=
+      capture kcore
+      keep after ps -e -o pid= -o comm=`,
   })
   canaryIsWhole(session)
+
+  it('Volatility', context => {
+    vol = prepareVolatility()
+    measured(context, path.basename(path.dirname(path.dirname(vol))))
+  })
+
+  it('linux.pslist', async context => {
+    const found = new Map((await plugin('linux.pslist.PsList')).map(row => [Number(row.PID), String(row.COMM)]))
+    const [before, after] = [processesOf(session().kept('before')), processesOf(session().kept('after'))]
+    const lasting = [...before].filter(([pid]) => after.has(pid))
+    // The planted process, init and every thread of the kernel that is no worker, at least. Workers change their names as they work.
+    expect(lasting.length).toBeGreaterThan(20)
+    const named = ([pid, name]: readonly [number, string]): string => (name.startsWith('kworker/') ? `${pid} kworker` : `${pid} ${name}`)
+    const inImage = [...found].map(named)
+    expect(inImage).toEqual(expect.arrayContaining(lasting.map(named)))
+    expect(inImage).toEqual(expect.arrayContaining([expect.stringMatching(new RegExp(`^${session().canary().pid} python3`))]))
+    // What came in between is ours, or a worker.
+    const strangers = [...found].filter(
+      ([pid, name]) => !before.has(pid) && !after.has(pid) && !/^(node|sh|MainThread|kworker\/.*)$/.test(name),
+    )
+    expect(strangers).toEqual([])
+    measured(context, `${found.size} processes`)
+  })
+
+  it('linux.psaux', async () => {
+    const { pid } = session().canary()
+    const given = session().kept('arguments').stdout.split('\0').join(' ').trim()
+    expect(given).toContain('canary.py /lab/canary.json')
+    const row = (await plugin('linux.psaux.PsAux')).find(one => one.PID === pid)
+    expect(String(row?.ARGS).trim()).toBe(given)
+  })
+
+  it('linux.lsmod', async context => {
+    const loaded = [
+      ...session()
+        .kept('modules')
+        .stdout.matchAll(/^(\S+) /gm),
+    ].map(([, name]) => name as string)
+    expect(loaded).toContain('overlay')
+    const found = (await plugin('linux.lsmod.Lsmod')).map(row => String(row['Module Name']))
+    expect(found.toSorted()).toEqual(loaded.toSorted())
+    measured(context, `${found.length} modules`)
+  })
+
+  it('linux.lsof', async () => {
+    const { pid } = session().canary()
+    const rows = await plugin('linux.lsof.Lsof', '--pid', String(pid))
+    expect(rows.map(row => row.Path)).toContain('/run/canary-open')
+  })
+
+  let vol: string | undefined
+
+  /** With what lies in the archive beside the image, and nothing else. */
+  async function plugin(name: string, ...options: string[]): Promise<readonly Row[]> {
+    if (vol === undefined) throw new Error('Volatility could not be installed')
+    const evidence = session().evidence('kcore')
+    if (!evidence.artifacts.includes(SYMBOLS)) throw new Error(`no ${SYMBOLS} beside the image: Volatility cannot read it`)
+    return volatility(vol, evidence.artifact(IMAGE), evidence.scratch, name, ...options)
+  }
 })
 
 describe('la57', () => {
@@ -237,6 +305,12 @@ function reasonOf(session: Session, name: string): string {
 /** Of the action that wrote the image. */
 function factsOf({ custody }: Evidence): unknown {
   return custody.map(line => line.facts).find(facts => typeof facts === 'object' && facts !== null && 'plannedBytes' in facts)
+}
+
+/** Names by pid, without the ps that printed them; as long as the kernel keeps them, TASK_COMM_LEN in linux/sched.h. */
+function processesOf({ stdout }: Kept): ReadonlyMap<number, string> {
+  const rows = [...stdout.matchAll(/^ *(\d+) (.*)$/gm)].map(([, pid, name]) => [Number(pid), (name as string).slice(0, 15)] as const)
+  return new Map(rows.filter(([, name]) => name !== 'ps'))
 }
 
 type Range = readonly [start: bigint, end: bigint]

@@ -27,6 +27,8 @@ export interface Evidence {
   /** Path of an artifact of capture-mem. */
   artifact(name: string): string
   readonly artifacts: readonly string[]
+  /** A directory for whoever looks at it; it goes with the session. */
+  readonly scratch: string
   /** Lines of custody.jsonl. */
   readonly custody: readonly Record<string, unknown>[]
 }
@@ -79,7 +81,10 @@ function unpack(output: string): Evidence {
     if (fs.statSync(path.join(bag, manifest)).size > 0) run('sha256sum', ['--quiet', '--strict', '-c', manifest], { cwd: bag })
   }
   const data = path.join(bag, 'data/capture-mem')
+  const scratch = path.join(output, 'scratch')
+  fs.mkdirSync(scratch)
   return {
+    scratch,
     artifact: name => path.join(data, name),
     artifacts: fs.existsSync(data) ? fs.readdirSync(data).toSorted() : [],
     custody: linesOf(path.join(bag, 'custody.jsonl')).map(line => JSON.parse(line) as Record<string, unknown>),
