@@ -1,5 +1,6 @@
 /** What lies beside an image of physical memory so that it can be read: the kernel's types, symbols and what it says of itself. */
 import type { Action, HostView, Rejected, Seconds } from '../src/step.js'
+import { exists, textOf } from './look.js'
 
 /** The symbol file that Volatility 3 opens. */
 export const SYMBOLS = 'memory.isf.json.gz'
@@ -96,21 +97,4 @@ export function debugPackage(osRelease: string, release: string): string {
   }
   if (family.some(one => ['rhel', 'fedora', 'centos', 'amzn', 'ol'].includes(one))) return `kernel-debuginfo-${shown}`
   return `the package with the debug information of ${shown}`
-}
-
-function exists(host: HostView, path: string): boolean {
-  try {
-    host.lstat(path)
-    return true
-  } catch {
-    return false
-  }
-}
-
-function textOf(host: HostView, path: string): string | undefined {
-  try {
-    return host.read(path)
-  } catch {
-    return undefined
-  }
 }

@@ -1,6 +1,7 @@
 /** Where the memory of a running Linux can be read from, and why not: each source is tried by looking only. */
 import type { Action, HostView, Rejected, Seconds } from '../src/step.js'
 import { type LoadSegment, loadSegments, moduleInfo } from './elf.js'
+import { exists, linkOf, listOf, textOf } from './look.js'
 import { missing } from './tools.js'
 
 /** What a source offers: what would be done, or why it cannot be. */
@@ -436,45 +437,11 @@ function has(host: HostView, capability: bigint): boolean {
   return effective === null || ((BigInt(`0x${effective[1]}`) >> capability) & 1n) === 1n
 }
 
-function exists(host: HostView, path: string): boolean {
-  try {
-    host.lstat(path)
-    return true
-  } catch {
-    return false
-  }
-}
-
-function listOf(host: HostView, path: string): readonly string[] {
-  try {
-    return host.list(path)
-  } catch {
-    return []
-  }
-}
-
-function linkOf(host: HostView, path: string): string | undefined {
-  try {
-    return host.readlink(path)
-  } catch {
-    // A kernel thread, somebody else's, or gone.
-    return undefined
-  }
-}
-
-function textOf(host: HostView, path: string): string | undefined {
-  try {
-    return host.read(path)
-  } catch {
-    return undefined
-  }
-}
-
 function firstLine(host: HostView, path: string): string | undefined {
   return textOf(host, path)?.split('\n', 1)[0]
 }
 
-/** errno name of a LookError. */
+/** errno name of how a look failed. */
 function codeOf(error: unknown): string {
   return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : 'unknown error'
 }
